@@ -1,0 +1,387 @@
+"""One TOML describes one run; it is checked whole before anything is read or started.
+
+How the file is read is in ``document``. The resolved config is one JSON text: the only parameter
+that the compiled pipeline carries.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import hashlib
+import json
+import os
+import pkgutil
+import re
+import zoneinfo
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from des_core.contracts import WEIGHT
+from des_core.document import apply_override, explain, read_document
+from des_core.errors import ConfigError
+
+MODELS = sorted(file.name for file in pkgutil.iter_modules([str(Path(__file__).parent / "engine" / "models")]))
+"""Names of the models: files of their folder, listed without importing one."""
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen table of the TOML; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RunConfig(Section):
+    """Who this run is and where it lives."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="Name of the run, its folder and the registered model.")
+    seed: int = Field(0, ge=0, description="Seed of shuffles, first values, dropout and synthetic logs.")
+    dir: str = Field("", description="Folder of the run; empty means runs/NAME in the current directory.")
+
+
+class JoinConfig(Section):
+    """A side table joined to every record of the log (left join; unmatched records get missing values)."""
+
+    path: str = Field(description="CSV with a header, or Parquet; read whole into memory.")
+    on: str = Field(description="Column present in both; its values must be unique in the side table.")
+    columns: tuple[str, ...] = Field((), description="Columns to take; empty means all.")
+
+
+class SourceConfig(Section):
+    """The raw logs."""
+
+    format: Literal["csv", "criteo", "libsvm", "parquet", "synthetic"] = Field(
+        "csv", description="Form of the raw logs; gzip and zstd are recognised by their endings."
+    )
+    path: str | tuple[str, ...] = Field(
+        (), description="A file, glob, folder or list of them; may hold {day}, a date like 2026-01-31."
+    )
+    train: str | tuple[str, ...] = Field((), description="Instead of path: the logs to train on.")
+    valid: str | tuple[str, ...] = Field(
+        (), description="With train: the logs to validate on; without it, a seeded share of train."
+    )
+    test: str | tuple[str, ...] = Field((), description="With train: the logs to test on.")
+    delimiter: str = Field(",", min_length=1, max_length=1, description="Between columns (csv).")
+    header: bool | tuple[str, ...] = Field(
+        True, description="Whether the first line names the columns, or a list of names for files without one."
+    )
+    missing: tuple[str, ...] = Field(("", "NA"), description="Texts that mean: no value.")
+    timezone: str = Field("UTC", description="Of days, hours, weekdays and of times that name no zone.")
+    label: str = Field("label", description="Column with the label.")
+    positive: str = Field("", description='Makes a 0/1 label by comparison, e.g. ">= 4"; empty: it is 0 or 1 already.')
+    task: Literal["click", "rating"] = Field("click", description="Click: log loss; rating: squared error.")
+    time: str = Field("", description="Column with the event's time: unix seconds or ISO 8601.")
+    group: str = Field("", description="Column of the groups of GAUC, usually the user.")
+    join: tuple[JoinConfig, ...] = Field((), description="Side tables joined to the log.")
+    days: int = Field(3, ge=1, le=366, description="synthetic: days of logs, from 2026-01-01.")
+    rows_per_day: int = Field(20_000, ge=1, description="synthetic: rows of each day.")
+    max_bad_share: float = Field(
+        0.01, ge=0, le=1, description="Share of bad rows above which ingestion fails; others are quarantined."
+    )
+
+    @field_validator("positive")
+    @classmethod
+    def _positive_compares(cls, text: str) -> str:
+        if text and not re.fullmatch(r"\s*(>=|<=|==|!=|>|<)\s*[-+]?(\d+\.?\d*|\.\d+)\s*", text):
+            raise ValueError(f'{text!r} is not a comparison; write it like ">= 4"')
+        return text
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone_is_known(cls, name: str) -> str:
+        try:
+            # An image may come without time zones; UTC needs none.
+            return name if name == "UTC" else zoneinfo.ZoneInfo(name).key
+        except (OSError, ValueError, zoneinfo.ZoneInfoNotFoundError):
+            raise ValueError(f"{name!r} is not a time zone known here; write it like Europe/Berlin") from None
+
+    @model_validator(mode="after")
+    def _paths_agree(self) -> SourceConfig:
+        if self.format == "synthetic":
+            if self.path or self.train or self.valid or self.test:
+                raise ValueError("format synthetic makes its own logs: remove path, train, valid and test")
+            return self
+        if self.path and (self.train or self.valid or self.test):
+            raise ValueError("give either path, or train and test, not both")
+        if not self.path and not (self.train and self.test):
+            raise ValueError("give path, or train and test")
+        return self
+
+
+class SplitConfig(Section):
+    """How rows are divided; ignored for parts that files are given for."""
+
+    by: Literal["", "time", "random", "day"] = Field(
+        "", description="Empty: time where source.time is set, else random."
+    )
+    valid: float | str | tuple[str, ...] = Field(
+        0.1, description="A share of the rows; by day: a number of days (default 1) or dates. Before test in time."
+    )
+    test: float | str | tuple[str, ...] = Field(0.1, description="As valid; the last rows or days in time.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _days_count_from_one(cls, table: Any) -> Any:
+        return {"valid": 1, "test": 1, **table} if isinstance(table, dict) and table.get("by") == "day" else table
+
+    @model_validator(mode="after")
+    def _amounts_fit(self) -> SplitConfig:
+        if self.by == "day":
+            _check_days("valid", self.valid)
+            _check_days("test", self.test)
+        elif _share("valid", self.valid) + _share("test", self.test) >= 1:
+            raise ValueError(
+                f"valid = {self.valid} and test = {self.test} leave no rows to train on; make them smaller"
+            )
+        return self
+
+
+def _share(key: str, amount: float | str | tuple[str, ...]) -> float:
+    if not isinstance(amount, float) or not 0 < amount < 1:
+        raise ValueError(f"{key} = {json.dumps(amount)} must be a share between 0 and 1, or set by = 'day'")
+    return amount
+
+
+def _check_days(key: str, amount: float | str | tuple[str, ...]) -> None:
+    if isinstance(amount, float):
+        if amount < 1 or amount != int(amount):
+            raise ValueError(f"{key} = {amount:g} must be a number of days or a list of dates, or set by = 'random'")
+        return
+    for day in (amount,) if isinstance(amount, str) else amount:
+        try:
+            datetime.date.fromisoformat(day)
+        except ValueError:
+            raise ValueError(f"{key} = {day!r} must be a date like 2026-01-31") from None
+
+
+class FieldConfig(Section):
+    """One input of the model, made from one column of the log."""
+
+    name: str = Field(min_length=1, description="Name of the field.")
+    column: str = Field("", description="Column of the log; empty means the field's name.")
+    kind: Literal["categorical", "multi", "numeric"] = Field(
+        "categorical", description="One value, a list of values, or a number. Never guessed from the values."
+    )
+    separator: str = Field("|", min_length=1, description="Between the values of a multi field.")
+    weight: str = Field("", description="Column with the value's weight (multi: a list, same separator).")
+    pooling: Literal["sum", "mean", "sqrtn"] = Field(
+        "sum", description="How the values of a multi field add up: sum, or divided by n or sqrt(n)."
+    )
+    transform: Literal["", "log1p", "standard", "bucket"] = Field(
+        "", description="numeric: sign(x) log(1+|x|), zero mean and unit variance, or one of 32 quantile buckets."
+    )
+    derive: str = Field("", description="hour, weekday or year of a time, or regex:PATTERN (its first group).")
+    table: str = Field("", description="Rows are shared by fields that name the same table; empty: own rows.")
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> FieldConfig:
+        if self.name.startswith(("_", WEIGHT)):
+            raise ValueError(f"a name must not begin with _ or {WEIGHT}; rename it and set column")
+        if self.transform and self.kind != "numeric":
+            raise ValueError("transform needs kind = 'numeric'")
+        if self.weight and self.kind == "numeric":
+            raise ValueError("a numeric field takes no weight")
+        if self.derive and self.derive not in ("hour", "weekday", "year"):
+            if not self.derive.startswith("regex:"):
+                raise ValueError("derive is hour, weekday, year or regex:PATTERN")
+            try:
+                re.compile(self.derive.removeprefix("regex:"))
+            except re.error as error:
+                raise ValueError(f"bad pattern in derive: {error}") from None
+        return self
+
+
+class ModelConfig(Section):
+    """What is trained."""
+
+    name: str = Field("deepfm", description="A file of des_core/engine/models: lr, fm, wide_deep, deepfm.")
+    factors: int = Field(16, ge=1, le=1024, description="Numbers per embedding, k.")
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (64, 32), min_length=1, description="Widths of the fully connected layers, first to last."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="After each hidden layer's activation.")
+    batch_norm: bool = Field(False, description="Batch norm over the global batch in each hidden layer.")
+    init: NonNegative = Field(0.01, description="Standard deviation of the factors' first values.")
+
+    @field_validator("name")
+    @classmethod
+    def _model_is_known(cls, name: str) -> str:
+        if name not in MODELS:
+            close = difflib.get_close_matches(name, MODELS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(MODELS)}"
+            raise ValueError(f"unknown model {name!r}; {hint}")
+        return name
+
+
+class TrainConfig(Section):
+    """How it is trained."""
+
+    workers: int = Field(1, ge=1, description="Processes the model is spread over.")
+    batch: int = Field(1024, ge=1, description="Samples per step over all workers: the global batch.")
+    epochs: int = Field(1, ge=1, description="Passes over the train part.")
+    max_steps: int = Field(0, ge=0, description="Stop after this many steps; 0: no limit.")
+    shuffle: bool = Field(True, description="A new seeded order each epoch; false: the stored order.")
+    early_stop: Literal["auc", "none"] = Field("auc", description="What decides patience, lr_drop and keep = best.")
+    patience: int = Field(2, ge=1, description="Stop after this many epochs in a row without a better valid AUC.")
+    lr_drop: float = Field(1.0, gt=0, le=1, description="Both learning rates times this after an epoch without one.")
+    keep: Literal["best", "last"] = Field("best", description="The epoch whose weights are evaluated.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one.")
+    precision: Literal["fp32", "fp64"] = Field("fp32", description="Of rows, activations and payloads.")
+    exchange: Literal["auto", "sum", "gather"] = Field(
+        "auto", description="How partial results meet; auto: the plan with the fewest bytes."
+    )
+    lanes: int = Field(64, ge=1, description="Fixed pieces of the batch that key dropout, whatever the workers.")
+    checkpoint_steps: int = Field(0, ge=0, description="A checkpoint every so many steps; 0: each epoch only.")
+    worker_memory_mb: int = Field(0, ge=0, description="Most row memory per worker that placement allows; 0: any.")
+
+
+class OptimizerConfig(Section):
+    """An update rule."""
+
+    name: Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "adamw"] = Field("adam", description="The rule.")
+    learning_rate: Positive = Field(0.001, description="Step size.")
+    l2: NonNegative = Field(0.0, description="Gradient + l2 w (coupled); for rows on touched rows.")
+    weight_decay: NonNegative = Field(0.0, description="adamw: decoupled, w - lr weight_decay w.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="adam, adamw.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="adam, adamw.")
+    eps: Positive = Field(1e-8, description="Under the square root's side.")
+
+    @model_validator(mode="after")
+    def _decay_fits(self) -> OptimizerConfig:
+        if self.weight_decay and self.name != "adamw":
+            raise ValueError(f"weight_decay needs name = 'adamw' (it is {self.name!r}); or use l2")
+        return self
+
+
+class OptimizersConfig(Section):
+    """Rows and dense weights are updated by their own rules."""
+
+    rows: OptimizerConfig = Field(OptimizerConfig(), description="How the tables' rows are updated.")
+    dense: OptimizerConfig = Field(OptimizerConfig(), description="How the dense layers are updated.")
+
+    @model_validator(mode="after")
+    def _dense_has_no_rows(self) -> OptimizersConfig:
+        if self.dense.name == "rowwise_adagrad":
+            raise ValueError("dense.name = 'rowwise_adagrad' is for rows: use adagrad")
+        return self
+
+
+class StorageConfig(Section):
+    """Where features, checkpoints and reports live."""
+
+    root: str = Field("", description="A folder or s3://, gs:// address; empty means run.dir.")
+
+
+class RegistryConfig(Section):
+    """Where models are registered."""
+
+    tracking_uri: str = Field("", description="MLflow tracking address; empty: SQLite mlflow.db in run.dir.")
+    embed_limit: int = Field(
+        2 << 30, ge=0, description="Bytes of weights above which the model refers to storage.root instead."
+    )
+
+
+class GateConfig(Section):
+    """When a candidate becomes champion."""
+
+    min_auc: float = Field(0.5, ge=0, le=1, description="Least test AUC (click).")
+    max_auc_drop: float = Field(0.002, ge=0, le=1, description="Most AUC below the champion on the same rows.")
+    min_samples: int = Field(100, ge=1, description="Fewer test samples are inconclusive: the champion stays.")
+    max_rmse: float = Field(1e9, gt=0, description="Most test RMSE (rating).")
+    max_rmse_rise: float = Field(0.01, ge=0, description="Most RMSE above the champion on the same rows (rating).")
+
+
+class Config(Section):
+    """A run, whole and checked."""
+
+    run: RunConfig
+    source: SourceConfig
+    split: SplitConfig = SplitConfig()
+    fields: tuple[FieldConfig, ...] = ()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizersConfig = OptimizersConfig()
+    storage: StorageConfig = StorageConfig()
+    registry: RegistryConfig = RegistryConfig()
+    gate: GateConfig = GateConfig()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Config:
+        names = [field.name for field in self.fields]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"fields: {twice[0]} is declared twice; give each field its own name")
+        if not self.fields and self.source.format in ("csv", "parquet"):
+            raise ValueError(f"fields: none declared; add [[fields]] tables (format {self.source.format} has no own)")
+        if self.split.by == "time" and not self.source.time and self.source.format != "synthetic":
+            raise ValueError("split.by = 'time' needs source.time, the column with the event's time")
+        paths = (self.source.path,) if isinstance(self.source.path, str) else self.source.path
+        if self.split.by == "day" and paths and not self.source.time and not any("{day}" in path for path in paths):
+            raise ValueError("split.by = 'day' needs source.time, or {day} in source.path")
+        if self.train.lanes < self.train.workers:
+            raise ValueError(
+                f"train.lanes = {self.train.lanes} must be at least train.workers = {self.train.workers}; raise it"
+            )
+        return self
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what decides the result: not where it is stored or registered."""
+        content = self.model_dump(mode="json", exclude={"storage", "registry"})
+        content["run"].pop("dir")
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def trajectory_digest(self) -> str:
+        """sha256 of what decides the weights at each step: not how many workers compute it, nor when it stops."""
+        content = self.model_dump(mode="json", include={"model", "optimizer", "train"})
+        for key in ("workers", "epochs", "max_steps", "patience", "keep", "device", "exchange", "checkpoint_steps"):
+            content["train"].pop(key)
+        content["train"].pop("worker_memory_mb")
+        content["seed"] = self.run.seed
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def features_digest(self) -> str:
+        """sha256 of what decides the feature store, given the raw logs."""
+        content = self.model_dump(mode="json", include={"source", "split", "fields"})
+        content["seed"] = self.run.seed
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
+    """The checked run of a TOML file, after ``section.key=value`` overrides.
+
+    Raises:
+        ConfigError: the file, a key, a value or an environment variable is not right.
+    """
+    document = read_document(path)
+    for override in overrides:
+        apply_override(document, override)
+    config = parse_config(document, " ".join([str(path), *(f"--set {override}" for override in overrides)]))
+    run_dir = os.path.abspath(config.run.dir or os.path.join("runs", config.run.name))
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"dir": run_dir}),
+            "storage": StorageConfig(root=config.storage.root or run_dir),
+            "registry": config.registry.model_copy(
+                update={"tracking_uri": config.registry.tracking_uri or f"sqlite:///{run_dir}/mlflow.db"}
+            ),
+        }
+    )
+
+
+def parse_config(document: dict[str, Any] | str, origin: str = "config") -> Config:
+    """A checked run from a TOML document or from the JSON that ``model_dump_json`` wrote."""
+    try:
+        document = json.loads(document) if isinstance(document, str) else document
+        return Config.model_validate(document)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{origin}: not valid JSON: {error}") from None
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {explain(error, Config, document)}") from None

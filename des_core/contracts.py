@@ -1,0 +1,146 @@
+"""What crosses from one stage to the next: references, the feature store's schema and manifests.
+
+A stage hands on a ``Reference``: the address of a manifest and the sha256 of its bytes. Whoever reads
+the manifest checks the digest, and the manifest names every other file with its own digest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from des_core import storage
+from des_core.errors import StorageError
+
+ROW_GROUP = 65_536
+"""Rows of a row group of the feature store: fixed, whatever the batch."""
+
+LABEL, TIME, GROUP, FILE, ROW = "_label", "_time", "_group", "_file", "_row"
+"""Columns of the feature store beside the fields: float32 label, int64 event time in microseconds since
+1970 UTC (null where the log has none), int64 key of the group, int32 position in ``Dataset.files``, int64 row in it."""
+
+WEIGHT = "weight:"
+"""Prefix of the column with a field's weights: float32, or list<float32> for a multi field."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A manifest's address and sha256, passed between steps as ``URI#sha256:HEX``."""
+
+    uri: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.uri}#sha256:{self.sha256}"
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        uri, mark, sha256 = text.rpartition("#sha256:")
+        if not mark or len(sha256) != 64:
+            raise StorageError(f"{text!r} is not a reference; write it as URI#sha256:HEX")
+        return cls(uri, sha256)
+
+    def read(self) -> Any:
+        """The manifest's JSON, checked against the digest."""
+        return storage.read_json(self.uri, self.sha256)
+
+
+class Record(BaseModel):
+    """A frozen record that is stored as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def write(self, uri: str) -> Reference:
+        """Write this record atomically."""
+        return Reference(uri, storage.write_json(uri, self.model_dump(mode="json")))
+
+    @classmethod
+    def load(cls, reference: Reference) -> Self:
+        """Read and check a record.
+
+        Raises:
+            StorageError: missing, changed, or of another form.
+        """
+        try:
+            return cls.model_validate(reference.read())
+        except ValidationError as error:
+            raise StorageError(
+                f"{reference.uri} is not a {cls.__name__} of this version: {error.errors()[0]}"
+            ) from None
+
+
+class FieldSpec(Record):
+    """One field as the model sees it: its config resolved, its numeric statistics frozen.
+
+    Stored in the data manifest and in the model, and read by training and serving alike.
+    Columns in the feature store, all named as the field: ``categorical`` and bucketed numbers are
+    keys too, but numbers are stored raw (float32, null = missing) and transformed when read.
+    """
+
+    name: str
+    column: str
+    kind: Literal["categorical", "multi", "numeric"]
+    separator: str = "|"
+    weight: str = ""
+    pooling: Literal["sum", "mean", "sqrtn"] = "sum"
+    transform: Literal["", "log1p", "standard", "bucket"] = ""
+    derive: str = ""
+    table: str
+    mean: float = 0.0
+    std: float = 1.0
+    edges: tuple[float, ...] = ()
+
+
+class FieldStats(Record):
+    """What placement and reports know of a field, over the train part."""
+
+    lookups_per_sample: float
+    missing_share: float
+    cardinality: int
+    """Distinct keys: exact up to 2^16, above it a HyperLogLog estimate (about 1 % error)."""
+    top: tuple[tuple[int, int, str], ...] = ()
+    """Most frequent values, most frequent first: key, count, value as text."""
+
+
+class Segment(Record):
+    """Rows ``start`` to ``stop`` of one part."""
+
+    part: str
+    start: int
+    stop: int
+
+
+class Part(Record):
+    """One Parquet file of the feature store."""
+
+    path: str
+    """Relative to the folder of the dataset's manifest."""
+    sha256: str
+    rows: int
+    bad_rows: int = 0
+    quarantine: str = ""
+    """Relative path of the bad rows' file, or empty."""
+
+
+class Dataset(Record):
+    """The feature store's manifest, ``features/manifest.json``: written last, read first."""
+
+    format: int = 1
+    spec: str
+    """``Config.features_digest`` of the config that made it."""
+    task: Literal["click", "rating"]
+    fields: tuple[FieldSpec, ...]
+    has_group: bool
+    has_time: bool
+    parts: dict[str, Part]
+    splits: dict[str, tuple[Segment, ...]]
+    """train, valid and test, each a run of segments in order."""
+    files: tuple[str, ...]
+    """Digests of the raw files, 16 hex digits of their sha256: ``_file`` points here."""
+    stats: dict[str, FieldStats]
+
+    def rows(self, split: str) -> int:
+        """Samples of a split."""
+        return sum(segment.stop - segment.start for segment in self.splits[split])

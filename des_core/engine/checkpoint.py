@@ -1,0 +1,228 @@
+"""Everything a run needs to go on as if it had never stopped, written whole or not at all.
+
+A checkpoint is a folder; each worker writes the rows it owns, worker 0 the dense part, and the manifest
+last. Rows are keyed by id, which stands for (table, key), never by slot, so any number of workers may
+read them: each takes the ids in its own buckets. Randomness is counters of seed, step and epoch, so the
+cursor is its whole state.
+
+    step-0000000120/{ids,tables,rows,state}-00000.npy  worker-00000.json  dense.safetensors  manifest.json
+    last.json                                          reference of the newest manifest
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from des_core import storage
+from des_core.contracts import Record, Reference
+from des_core.data.batches import BUCKET_BITS
+from des_core.engine.table import Table
+from des_core.errors import CheckpointError, StorageError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+ARRAYS = ("ids", "tables", "rows", "state")
+
+
+class Shape(Record):
+    """What must agree between a checkpoint and the run that reads it, by the config's own names."""
+
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    fields: tuple[str, ...]
+    tables: tuple[str, ...]
+    precision: str
+
+    def differs_from(self, run: Shape) -> str:
+        """The first difference as ``written for KEY=a, the run has b``; empty if there is none."""
+        for section in ("model", "optimizer"):
+            mine, its = getattr(self, section), getattr(run, section)
+            for key in mine:
+                if mine[key] != its.get(key):
+                    return f"written for {section}.{key}={mine[key]}, the run has {its.get(key)}"
+        for key in ("fields", "tables", "precision"):
+            if getattr(self, key) != getattr(run, key):
+                return f"written for {key}={getattr(self, key)}, the run has {getattr(run, key)}"
+        return ""
+
+
+class Manifest(Record):
+    """What a checkpoint holds; written last."""
+
+    format: int = 1
+    run_key: str
+    trajectory: str
+    """Digest of all that decides the weights at a step; runs that share it may continue each other."""
+    shape: Shape
+    workers: int
+    trainer: dict[str, Any]
+    """Step, epoch, cursor, learning rates' factor, best epoch, history."""
+    files: dict[str, str]
+    """sha256 by name."""
+
+
+def save(
+    folder: str,
+    peers: Any,
+    table: Table,
+    model: nn.Module,
+    dense: torch.optim.Optimizer,
+    head: dict[str, Any],
+) -> str:
+    """Write a checkpoint with all workers and return its manifest's address.
+
+    Args:
+        head: the manifest's fields other than ``workers`` and ``files``.
+    """
+    manifest = manifest_uri(folder, head["trainer"]["step"])
+    uri = manifest.rpartition("/")[0]
+    if peers.rank == 0:
+        storage.delete(manifest)
+    peers.barrier()
+    arrays = {
+        "ids": table.ids,
+        "tables": table.tables,
+        "rows": table.rows_SK[: table.used].cpu().numpy(),
+        "state": table.state_SZ[: table.used].cpu().numpy(),
+    }
+    mine = {
+        name: write_array(storage.join(uri, name), array)
+        for name, array in ((f"{kind}-{peers.rank:05d}.npy", array) for kind, array in arrays.items())
+    }
+    if peers.rank == 0:
+        address = storage.join(uri, "dense.safetensors")
+        mine["dense.safetensors"] = storage.write_bytes(address, dense_bytes(model, dense))
+    storage.write_json(storage.join(uri, f"worker-{peers.rank:05d}.json"), mine)
+    peers.barrier()
+    if peers.rank == 0:
+        files: dict[str, str] = {}
+        for worker in range(peers.workers):
+            files |= storage.read_json(storage.join(uri, f"worker-{worker:05d}.json"))
+        written = Manifest(workers=peers.workers, files=files, **head).write(manifest)
+        storage.write_json(storage.join(folder, "last.json"), {"checkpoint": str(written)})
+    peers.barrier()
+    return manifest
+
+
+def manifest_uri(folder: str, step: int) -> str:
+    """Address of the manifest of a step's checkpoint."""
+    return storage.join(folder, f"step-{step:010d}", "manifest.json")
+
+
+def reference(uri: str) -> Reference:
+    """A manifest with its present digest."""
+    return Reference(uri, hashlib.sha256(storage.read_bytes(uri)).hexdigest())
+
+
+def last(folder: str) -> Reference | None:
+    """The newest whole checkpoint of a folder."""
+    pointer = storage.join(folder, "last.json")
+    return Reference.parse(storage.read_json(pointer)["checkpoint"]) if storage.exists(pointer) else None
+
+
+def prune(folder: str, keep: set[str]) -> None:
+    """Delete the checkpoints whose manifests are not in ``keep``, manifests first."""
+    for name in storage.list_folder(folder):
+        manifest = storage.join(folder, name, "manifest.json")
+        if name.startswith("step-") and manifest not in keep:
+            storage.delete(manifest)
+            storage.delete(storage.join(folder, name))
+
+
+def read_manifest(reference: Reference, shape: Shape) -> Manifest:
+    """A checkpoint's manifest.
+
+    Raises:
+        CheckpointError: it was written for another shape of model, or is not whole.
+    """
+    try:
+        manifest = Manifest.load(reference)
+    except StorageError as error:
+        raise CheckpointError(str(error)) from None
+    difference = manifest.shape.differs_from(shape)
+    if difference:
+        name = reference.uri.split("/")[-2]
+        raise CheckpointError(
+            f"checkpoint {name} was {difference}; set it back, or start from another checkpoint ({reference.uri})"
+        )
+    return manifest
+
+
+def load_rows(reference: Reference, manifest: Manifest, table: Table, owner_TH: Array, worker: int) -> None:
+    """Fill a table with the rows whose buckets ``worker`` owns, whoever wrote them."""
+    folder = reference.uri.rpartition("/")[0]
+    for writer in range(manifest.workers):
+        ids, tables, rows, state = (read_array(folder, f"{kind}-{writer:05d}.npy", manifest) for kind in ARRAYS)
+        buckets = (ids.view(np.uint64) >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
+        mine = owner_TH[tables, buckets] == worker
+        table.restore(ids[mine], tables[mine], rows[mine], state[mine])
+
+
+def load_dense(
+    reference: Reference, manifest: Manifest, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Fill the dense weights, batch norm's statistics and, if given, their optimizer."""
+    name = "dense.safetensors"
+    folder = reference.uri.rpartition("/")[0]
+    load_dense_bytes(storage.read_bytes(storage.join(folder, name), manifest.files[name]), model, optimizer)
+
+
+def load_dense_bytes(data: bytes, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """``load_dense`` from the bytes of dense.safetensors."""
+    tensors = safetensors.torch.load(data)
+    model.load_state_dict({k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")})
+    if optimizer is None:
+        return
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, number, slot = key.split(".")
+            state.setdefault(int(number), {})[slot] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def dense_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> bytes:
+    """dense.safetensors: dense weights, batch norm's statistics and, if given, the optimizer's state."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    state = optimizer.state_dict()["state"] if optimizer else {}
+    for number, slots in state.items():
+        tensors |= {f"optimizer.{number}.{slot}": t for slot, t in slots.items() if t is not None}
+    data: bytes = safetensors.torch.save(
+        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    )
+    return data
+
+
+def write_array(uri: str, array: Array) -> str:
+    """Stream an array as .npy and return its sha256."""
+    array = np.ascontiguousarray(array)
+    digest = hashlib.sha256()
+    head = io.BytesIO()
+    np.lib.format.write_array_header_2_0(head, np.lib.format.header_data_from_array_1_0(array))
+    with storage.writer(uri) as file:
+        _put(file, head.getvalue(), digest)
+        flat = array.reshape(-1).view(np.uint8)
+        for start in range(0, len(flat), 1 << 24):
+            _put(file, flat[start : start + (1 << 24)].data, digest)
+    return digest.hexdigest()
+
+
+def _put(file: BinaryIO, data: bytes | memoryview, digest: Any) -> None:
+    file.write(data)
+    digest.update(data)
+
+
+def read_array(folder: str, name: str, manifest: Manifest) -> Array:
+    try:
+        data = storage.read_bytes(storage.join(folder, name), manifest.files[name])
+    except StorageError as error:
+        raise CheckpointError(str(error)) from None
+    array: Array = np.load(io.BytesIO(data), allow_pickle=False)
+    return array

@@ -1,0 +1,157 @@
+"""The only torch.distributed: every collective goes through here and is counted.
+
+Bytes are those sent to other workers, a collective's by its algorithm: an all-to-all sends what is not
+for oneself, an all-reduce 2 (N - 1) / N of its size. A collective that carries several things is
+counted line by line from the tensors it is given. One worker takes the same road as many.
+
+Each worker beats through the rendezvous store; one that stops beating, killed or frozen, is named by the
+others, which then leave rather than wait. Started by torchrun: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
+
+BEAT_S = 1.0
+SILENCE_S = 25.0
+"""A worker that has not beaten for this long is taken for lost."""
+
+
+@dataclass
+class Ledger:
+    """Bytes sent to other workers and seconds spent, by line, since ``clear``."""
+
+    sent_bytes: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def clear(self) -> None:
+        self.sent_bytes.clear()
+        self.seconds.clear()
+
+    def book(self, bytes_by_line: dict[str, float], seconds: float) -> None:
+        """Add a collective; its time is shared out by bytes, evenly where nothing was sent."""
+        total = sum(bytes_by_line.values())
+        for line, count in bytes_by_line.items():
+            self.sent_bytes[line] += count
+            self.seconds[line] += seconds * (count / total if total else 1 / len(bytes_by_line))
+
+
+class Collectives:
+    """This worker's place among its peers, and what it may ask of them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.ledger = Ledger()
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        # Silence is noticed by heartbeats, so a slow but living worker is never cut off.
+        dist.init_process_group(backend, timeout=timedelta(hours=2))
+        self.rank = dist.get_rank()
+        self.workers = dist.get_world_size()
+
+    def close(self) -> None:
+        """Leave together: nobody tears down a connection that a peer still needs."""
+        self.barrier()
+        dist.destroy_process_group()
+
+    def barrier(self) -> None:
+        """Wait for all workers; not counted."""
+        dist.all_reduce(torch.zeros(1, device=self.device))
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Collectives inside, an evaluation's, stay out of the ledger of training."""
+        kept, self.ledger = self.ledger, Ledger()
+        try:
+            yield
+        finally:
+            self.ledger = kept
+
+    def all_to_all(self, sent: Tensor, send: list[dict[str, int]], receive: list[int]) -> Tensor:
+        """What the workers sent here, flat, in rank order.
+
+        Args:
+            sent: flat numbers for worker 0, then for worker 1, and so on.
+            send: per destination the numbers sent, by ledger line.
+            receive: per source the numbers received.
+        """
+        sizes = [sum(lines.values()) for lines in send]
+        received = sent.new_empty(sum(receive))
+        start = time.perf_counter()
+        dist.all_to_all_single(received, sent.contiguous(), receive, sizes)
+        seconds = time.perf_counter() - start
+        counted: dict[str, float] = defaultdict(float)
+        for worker, lines in enumerate(send):
+            for line, count in lines.items():
+                counted[line] += count * sent.element_size() if worker != self.rank else 0
+        self.ledger.book(counted, seconds)
+        return received
+
+    def all_reduce(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The sum over workers of every tensor, by ledger line, in one collective; the same bits everywhere."""
+        flat = torch.cat([part.reshape(-1) for part in parts.values()])
+        start = time.perf_counter()
+        dist.all_reduce(flat)
+        seconds = time.perf_counter() - start
+        share = 2 * (self.workers - 1) / self.workers * flat.element_size()
+        self.ledger.book({line: share * part.numel() for line, part in parts.items()}, seconds)
+        pieces = flat.split([part.numel() for part in parts.values()])
+        return {line: piece.view(part.shape) for (line, part), piece in zip(parts.items(), pieces, strict=True)}
+
+    def gather(self, rows: Tensor) -> list[Tensor]:
+        """On worker 0 every worker's ``rows`` [n_w, ...], in rank order; elsewhere empty. Under ``uncounted``."""
+        counts = torch.zeros(self.workers, dtype=torch.int64, device=self.device)
+        counts[self.rank] = rows.shape[0]
+        sizes = [int(n) for n in self.all_reduce({"sizes": counts})["sizes"]]
+        each = rows[:1].numel() or rows.new_empty(1, *rows.shape[1:]).numel()
+        send = [{"rows": rows.numel() if worker == 0 else 0} for worker in range(self.workers)]
+        receive = [size * each if self.rank == 0 else 0 for size in sizes]
+        flat = self.all_to_all(rows.reshape(-1), send, receive)
+        if self.rank:
+            return []
+        return [piece.view(-1, *rows.shape[1:]) for piece in flat.split(receive)]
+
+
+def watch(lost: Callable[[int, float], None]) -> None:
+    """Start this worker's heart, and ``lost(worker, silent seconds)`` for a peer whose heart stopped.
+
+    The store lives in the launcher's process, so it outlives any worker.
+    """
+    rank, workers = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if workers == 1:
+        return
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=SILENCE_S),
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+    def beat() -> None:
+        seen: dict[int, tuple[int, float]] = {}
+        while True:
+            store.add(f"des/{attempt}/{rank}", 1)
+            now = time.monotonic()
+            for peer in range(workers):
+                count = store.add(f"des/{attempt}/{peer}", 0)
+                if peer not in seen or seen[peer][0] != count:
+                    seen[peer] = (count, now)
+                elif now - seen[peer][1] > SILENCE_S:
+                    lost(peer, now - seen[peer][1])
+                    return
+            time.sleep(BEAT_S)
+
+    threading.Thread(target=beat, daemon=True, name="heartbeat").start()

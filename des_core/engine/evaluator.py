@@ -1,0 +1,124 @@
+"""Distributed scoring of valid and test, and the numbers of a run's report.
+
+Each worker scores its home slices; predictions meet on worker 0, where metrics are exact because they
+see all samples at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from des_core import log, metrics, storage
+from des_core.contracts import FILE, GROUP, LABEL, ROW, Reference
+from des_core.data.batches import Stream
+from des_core.engine.collectives import Collectives
+from des_core.engine.plan import home_edges
+from des_core.engine.worker import Worker, main
+from des_core.run import Run
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+SCORING_BATCH = 8192
+
+
+def predict(worker: Worker, split: str) -> Array:
+    """Predictions of a split in stored order, float64, on worker 0 (empty elsewhere)."""
+    workers = worker.peers.workers
+    stream = worker.stream(split)
+    scored: list[torch.Tensor] = []
+    done = 0
+    with worker.peers.uncounted():
+        for batch in stream.batches(SCORING_BATCH):
+            scored.append(worker.score(batch).double())
+            done += batch.num_rows
+            if worker.peers.rank == 0:
+                log.emit("evaluate", split=split, done=done, of=stream.samples, to=sys.stdout)
+        mine = torch.cat(scored) if scored else torch.zeros(0, dtype=torch.float64, device=worker.peers.device)
+        parts = worker.peers.gather(mine)
+    if not parts:
+        return np.empty(0)
+    return _in_order([part.cpu().numpy() for part in parts], stream.samples, workers)
+
+
+def _in_order(parts: list[Array], samples: int, workers: int) -> Array:
+    """Weave the workers' home slices back into the stored order."""
+    out = np.empty(samples)
+    taken = [0] * workers
+    for start in range(0, samples, SCORING_BATCH):
+        size = min(SCORING_BATCH, samples - start)
+        edges = home_edges(size, workers)
+        for home in range(workers):
+            count = edges[home + 1] - edges[home]
+            out[start + edges[home] : start + edges[home + 1]] = parts[home][taken[home] : taken[home] + count]
+            taken[home] += count
+    return out
+
+
+def columns(dataset: Reference, split: str, names: list[str]) -> dict[str, Array]:
+    """Whole columns of a split in stored order."""
+    table = pa.concat_tables(Stream(dataset, split, names).batches(1 << 20))
+    return {name: table.column(name).to_numpy() for name in names}
+
+
+def evaluate(run: Run, peers: Collectives, resume: bool) -> None:
+    """Score valid and test with the trained weights; worker 0 writes report.json and predictions.parquet."""
+    training = storage.read_json(run.path("training.json"))
+    worker = Worker(run, peers)
+    worker.load(Reference.parse(training["checkpoint"]))
+    results = {split: predict(worker, split) for split in ("valid", "test")}
+    if peers.rank == 0:
+        _write(run, worker, training, results)
+
+
+def _write(run: Run, worker: Worker, training: dict[str, Any], results: dict[str, Array]) -> None:
+    dataset = worker.dataset
+    wanted = [LABEL, FILE, ROW] + ([GROUP] if dataset.has_group else [])
+    truth = {split: columns(run.dataset, split, wanted) for split in results}
+    judged = {
+        split: metrics.judge(dataset.task, truth[split][LABEL], results[split], truth[split].get(GROUP))
+        for split in results
+    }
+    labels, predictions = truth["test"][LABEL], results["test"]
+    digests = np.array(dataset.files)[truth["test"][FILE]]
+    rows = truth["test"][ROW]
+    table = pa.table(
+        {
+            "sample": pa.array([f"{digest}:{row}" for digest, row in zip(digests, rows, strict=True)], pa.string()),
+            "label": pa.array(labels, pa.float32()),
+            "probability": pa.array(predictions, pa.float64()),
+        }
+    )
+    with storage.writer(run.path("predictions.parquet")) as file:
+        pq.write_table(table, file, compression="zstd")
+    click = dataset.task == "click"
+    report = {
+        "split": "test",
+        "task": dataset.task,
+        **judged["test"],
+        "valid": judged["valid"],
+        "roc": metrics.roc(labels, predictions) if click else [],
+        "calibration_bins": metrics.calibration_bins(labels, predictions),
+        **{key: training[key] for key in training if key not in ("valid", "samples")},
+        "epochs": training["valid"],
+        "trained_samples": training["samples"],
+        "model": run.config.model.model_dump(mode="json")
+        | {"dense_parameters": sum(p.numel() for p in worker.model.parameters())},
+        "run": {"name": run.config.run.name, "key": run.key, "config_digest": run.config.digest},
+        "dataset": {
+            "reference": str(run.dataset),
+            "rows": {split: dataset.rows(split) for split in dataset.splits},
+            "bad_rows": sum(part.bad_rows for part in dataset.parts.values()),
+            "fields": {name: stats.model_dump(mode="json", exclude={"top"}) for name, stats in dataset.stats.items()},
+        },
+    }
+    storage.write_json(run.path("report.json"), report)
+
+
+if __name__ == "__main__":
+    main(evaluate)

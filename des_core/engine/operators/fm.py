@@ -1,0 +1,58 @@
+"""Second-order factorization machine with its linear term, split by feature.
+
+    y_b = sum_n w_n x_bn + 1/2 sum_k [ (sum_n x_bn v_nk)^2 - sum_n (x_bn v_nk)^2 ]
+
+All inner sums run over features, so workers add up their own: S = sum_n x_n v_n (k numbers) and
+c = sum_n (w_n x_n - 1/2 |v_n|^2 x_n^2). After the sum y = c + 1/2 |S|^2: k + 1 numbers per sample
+travel, whatever the table's size. dS = g S is formed at home from the global S, so
+dv_n = sum_b g_b x_bn (S_b - x_bn v_n) is local.
+
+Where pooled field vectors are at home anyway, S is their sum and only c travels.
+
+Source: Rendle, "Factorization Machines", ICDM 2010.
+Dims: B samples, N features, L lookups, F fields, k factors; a row is [w | v].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from des_core.engine.operators import Shard
+
+
+class FactorizationMachine:
+    """Pairwise interactions of all looked-up values, and their linear term.
+
+    Args:
+        factors: numbers per embedding, k.
+    """
+
+    def __init__(self, factors: int) -> None:
+        self.width = factors + 1
+        self.reads = slice(1, factors + 1)
+        self.rest = 1
+
+    def partial(self, shard: Shard) -> Tensor:
+        sums_Bk = shard.pooled_BOK[:, :, 1:].sum(1)
+        return torch.cat([self.partial_rest(shard), sums_Bk], 1)
+
+    def partial_rest(self, shard: Shard) -> Tensor:
+        w_L, v_Lk = shard.scaled_LK[:, 0], shard.scaled_LK[:, 1:]
+        return shard.per_sample(w_L - 0.5 * v_Lk.square().sum(1))[:, None]
+
+    def collect(self, pooled_BFk: Tensor, rest_BR: Tensor) -> Tensor:
+        return torch.cat([rest_BR, pooled_BFk.sum(1)], 1)
+
+    def finish(self, total_BP: Tensor) -> Tensor:
+        """``[B, 1 + k] -> [B]``"""
+        return total_BP[:, 0] + 0.5 * total_BP[:, 1:].square().sum(1)
+
+
+def reference(x_BN: Tensor, w_N: Tensor, v_Nk: Tensor) -> Tensor:
+    """The pairwise sum ``[B]`` term by term: slow, and obviously right."""
+    y_B = x_BN @ w_N
+    for n in range(x_BN.shape[1]):
+        for m in range(n + 1, x_BN.shape[1]):
+            y_B = y_B + x_BN[:, n] * x_BN[:, m] * (v_Nk[n] @ v_Nk[m])
+    return y_B

@@ -1,0 +1,32 @@
+"""key=value lines: one event a line, read by people, by grep and by our own launcher."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TextIO
+
+
+def format_event(event: str, **fields: object) -> str:
+    """``event=NAME key=value ...``; values with spaces are quoted, floats get six digits."""
+    parts = [f"event={event}"]
+    for key, value in fields.items():
+        text = f"{value:.6g}" if isinstance(value, float) else str(value)
+        parts.append(f"{key}={shlex.quote(text)}")
+    return " ".join(parts)
+
+
+def emit(event: str, *, to: TextIO | None = None, **fields: object) -> None:
+    """Write one event line to ``to`` (standard error by default) and flush."""
+    print(format_event(event, **fields), file=to or sys.stderr, flush=True)
+
+
+def parse_event(line: str) -> dict[str, str]:
+    """The fields of an event line, ``event`` among them; empty for any other line."""
+    if not line.startswith("event="):
+        return {}
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        return {}
+    return dict(word.split("=", 1) for word in words if "=" in word)

@@ -1,0 +1,108 @@
+"""One run: its inputs, pinned once, and where its results lie.
+
+``run_key`` = sha256 of the run's name, its config's digest and its data manifest's digest, so the same
+config and data are the same run, and every step of it may be repeated after any crash::
+
+    ROOT/features/manifest.json              the data
+    ROOT/checkpoints/KEY/                    the weights while they train
+    ROOT/runs/KEY/inputs.json                what was pinned
+    ROOT/runs/KEY/training.json              what training measured
+    ROOT/runs/KEY/{report.json,report.html,predictions.parquet}
+    ROOT/runs/KEY/{champion.json,champion.parquet}   the champion on the same rows
+    ROOT/runs/KEY/gate.json                  the verdict
+    ROOT/runs/KEY/version.json               the registered version
+    ROOT/latest                              KEY of the latest run
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from des_core import storage
+from des_core.config import Config
+from des_core.contracts import Dataset, Reference
+from des_core.errors import UserError
+
+PAGES = ("report.json", "report.html", "predictions.parquet")
+"""Files of the latest run that are copied to the root, where people look."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A config and its pinned data."""
+
+    config: Config
+    dataset: Reference
+    key: str
+
+    @property
+    def trajectory(self) -> str:
+        """sha256 of what decides the weights at each step; runs that share it may continue each other."""
+        text = f"{self.config.run.name}\n{self.config.trajectory_digest}\n{self.dataset.sha256}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def folder(self) -> str:
+        """Address of this run's results."""
+        return storage.join(self.config.storage.root, "runs", self.key[:12])
+
+    @property
+    def checkpoints(self) -> str:
+        """Address of this run's checkpoints."""
+        return storage.join(self.config.storage.root, "checkpoints", self.key[:12])
+
+    def path(self, name: str) -> str:
+        """Address of one result."""
+        return storage.join(self.folder, name)
+
+    def reference(self, name: str) -> Reference:
+        """One result with its present digest.
+
+        Raises:
+            StorageError: it is not there.
+        """
+        return Reference(self.path(name), hashlib.sha256(storage.read_bytes(self.path(name))).hexdigest())
+
+    def publish(self) -> None:
+        """Copy what people look at to the root and name this run the latest."""
+        root = self.config.storage.root
+        for page in PAGES:
+            if storage.exists(self.path(page)):
+                storage.write_bytes(storage.join(root, page), storage.read_bytes(self.path(page)))
+        storage.write_bytes(storage.join(root, "latest"), f"{self.key[:12]}\n".encode())
+
+
+def features_uri(config: Config) -> str:
+    """Address of the data manifest."""
+    return storage.join(config.storage.root, "features", "manifest.json")
+
+
+def pin(config: Config, dataset: Reference | None = None) -> Run:
+    """The run of a config and a data manifest (the one in its feature store by default).
+
+    Raises:
+        UserError: nothing was ingested yet.
+    """
+    if dataset is None:
+        uri = features_uri(config)
+        if not storage.exists(uri):
+            raise UserError(f"{uri}: no features yet; run des ingest with the same config first")
+        dataset = Reference(uri, hashlib.sha256(storage.read_bytes(uri)).hexdigest())
+    if Dataset.load(dataset).spec != config.features_digest:
+        raise UserError(f"{dataset.uri} was made with other source, split or fields; run des ingest again")
+    text = f"{config.run.name}\n{config.digest}\n{dataset.sha256}"
+    run = Run(config, dataset, hashlib.sha256(text.encode()).hexdigest())
+    inputs = run.path("inputs.json")
+    if not storage.exists(inputs):
+        storage.write_json(
+            inputs,
+            {
+                "name": config.run.name,
+                "run_key": run.key,
+                "config_digest": config.digest,
+                "dataset": str(dataset),
+                "config": config.model_dump(mode="json"),
+            },
+        )
+    return run

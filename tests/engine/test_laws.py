@@ -1,0 +1,163 @@
+"""N workers are one worker; stopped and resumed is never stopped; counted bytes are the predicted ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from des_core import storage
+from des_core.contracts import Dataset
+from des_core.engine import checkpoint
+from des_core.errors import CheckpointError
+from tests.engine import tiny
+from tests.engine.group import Group
+
+MODELS = ["lr", "fm", "wide_deep", "deepfm"]
+ADAM = {"rows": {"name": "adam", "learning_rate": 0.01}, "dense": {"name": "adam", "learning_rate": 0.01}}
+
+
+def train(group: Group, root: Path, resume: bool = False, **sections: dict[str, Any]) -> dict[str, Any]:
+    """Train on a group; worker 0's answer, with ``rows`` over all workers."""
+    config = tiny.config(root, **sections)
+    manifest = root / "features" / "manifest.json"
+    dataset = tiny.store(config) if not manifest.exists() else checkpoint.reference(str(manifest))
+    answers = group.do("train", config=config.model_dump_json(), dataset=str(dataset), resume=resume)
+    return answers[0] | {"rows": sum(answer["rows"] for answer in answers)}
+
+
+@pytest.mark.parametrize("kind", ["sum", "gather"])
+@pytest.mark.parametrize("name", MODELS)
+def test_workers_do_not_change_the_model(group: Callable[[int], Group], tmp_path: Path, name: str, kind: str) -> None:
+    """20 steps, a short last batch in each epoch, batch norm and dropout: method 7.1 in both precisions."""
+    for precision, bound in (("fp64", 1e-9), ("fp32", 1e-4)):
+        expected: dict[str, Any] = {}
+        for workers in (1, 2, 3, 4, 7):
+            got = train(
+                group(workers),
+                tmp_path / f"{precision}{workers}",
+                model={"name": name, "batch_norm": True, "dropout": 0.2},
+                train={"exchange": kind, "precision": precision, "max_steps": 20, "epochs": 4},
+                optimizer=ADAM,
+            )
+            expected = expected or got
+            a, b = np.array(got["logits"]), np.array(expected["logits"])
+            assert got["step"] == 20 and got["rows"] == expected["rows"] and np.std(b) > 1e-3
+            assert np.all(np.abs(a - b) <= bound * (1 + np.abs(b))), (workers, precision, np.abs(a - b).max())
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adagrad", "rowwise_adagrad", "adamw"])
+def test_every_rule_is_the_same_on_three_workers(group: Callable[[int], Group], tmp_path: Path, rule: str) -> None:
+    rows = {"name": rule, "learning_rate": 0.05, "l2": 0.01}
+    dense = {"name": "adamw" if rule == "adamw" else "adagrad", "learning_rate": 0.01}
+    for settings in (rows, dense):
+        if settings["name"] == "adamw":
+            settings["weight_decay"] = 0.1
+    logits = [
+        train(
+            group(workers),
+            tmp_path / str(workers),
+            train={"precision": "fp64", "max_steps": 12},
+            optimizer={"rows": rows, "dense": dense},
+        )["logits"]
+        for workers in (1, 3)
+    ]
+    np.testing.assert_allclose(logits[1], logits[0], rtol=1e-9, atol=1e-9)
+
+
+def test_a_batch_smaller_than_the_workers(group: Callable[[int], Group], tmp_path: Path) -> None:
+    """Workers without a sample take part in every collective."""
+    sections = {"train": {"batch": 3, "precision": "fp64", "max_steps": 8}, "model": {"batch_norm": True}}
+    one, seven = (train(group(n), tmp_path / str(n), **sections) for n in (1, 7))
+    np.testing.assert_allclose(seven["logits"], one["logits"], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_resumed_is_never_stopped(group: Callable[[int], Group], tmp_path: Path, workers: int) -> None:
+    """Stopped inside epoch 2 by max_steps, then resumed to step 20: the same bits."""
+    sections: dict[str, Any] = {"model": {"batch_norm": True, "dropout": 0.3}, "optimizer": ADAM}
+    schedule = {"epochs": 3, "lr_drop": 0.5, "patience": 9}
+    whole = train(group(workers), tmp_path / "a", train={"max_steps": 20} | schedule, **sections)
+    stopped = train(group(workers), tmp_path / "b", train={"max_steps": 13} | schedule, **sections)
+    resumed = train(group(workers), tmp_path / "b", resume=True, train={"max_steps": 20} | schedule, **sections)
+    assert (stopped["step"], resumed["step"]) == (13, 20)
+    assert resumed["logits"] == whole["logits"]
+    assert stopped["logits"] != whole["logits"]
+
+
+def test_workers_may_change_on_resume(group: Callable[[int], Group], tmp_path: Path) -> None:
+    """Two workers' checkpoint, taken over by three, is a run that never changed hands."""
+    sections: dict[str, Any] = {"model": {"batch_norm": True}, "optimizer": ADAM}
+    whole = train(group(2), tmp_path / "a", train={"max_steps": 20, "precision": "fp64"}, **sections)
+    train(group(2), tmp_path / "b", train={"max_steps": 11, "precision": "fp64"}, **sections)
+    resumed = train(
+        group(3), tmp_path / "b", resume=True, train={"max_steps": 20, "precision": "fp64", "workers": 3}, **sections
+    )
+    assert resumed["rows"] == whole["rows"]
+    np.testing.assert_allclose(resumed["logits"], whole["logits"], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["auto", "sum", "gather"])
+@pytest.mark.parametrize("name", ["fm", "deepfm"])
+def test_counted_bytes_are_the_predicted_ones(
+    group: Callable[[int], Group], tmp_path: Path, name: str, kind: str
+) -> None:
+    for workers in (1, 2, 3):
+        root = tmp_path / str(workers)
+        model = {"name": name, "batch_norm": True}
+        train(group(workers), root, model=model, train={"exchange": kind, "workers": workers})
+        (folder,) = (root / "runs").iterdir()
+        exchange = json.loads((folder / "training.json").read_text())["exchange"]
+        assert {"fm", "dense gradients", "metrics"} <= set(exchange)
+        for line, entry in exchange.items():
+            assert entry["counted_bytes_per_step"] == pytest.approx(entry["predicted_bytes_per_step"], rel=1e-12), line
+        total = sum(entry["counted_bytes_per_step"] for entry in exchange.values())
+        assert (total > 0) == (workers > 1)
+
+
+def test_resume_without_a_checkpoint_says_how_others_differ(group: Callable[[int], Group], tmp_path: Path) -> None:
+    train(group(1), tmp_path, train={"max_steps": 2})
+    with pytest.raises(AssertionError, match=r"written for model\.factors=4, the run has 8; set it back"):
+        train(group(1), tmp_path, resume=True, model={"factors": 8})
+    with pytest.raises(AssertionError, match="no checkpoint of this config and data"):
+        train(group(1), tmp_path, resume=True, train={"batch": 50})
+
+
+def test_half_a_checkpoint_is_never_read(group: Callable[[int], Group], tmp_path: Path) -> None:
+    train(group(2), tmp_path, train={"max_steps": 4, "workers": 2})
+    (rows,) = (tmp_path / "checkpoints").rglob("rows-00001.npy")
+    rows.write_bytes(rows.read_bytes()[:-8])
+    with pytest.raises(AssertionError, match=r"rows-00001\.npy has other bytes than its manifest says"):
+        train(group(2), tmp_path, resume=True, train={"max_steps": 6, "workers": 2})
+
+
+def test_report_of_a_run(group: Callable[[int], Group], tmp_path: Path) -> None:
+    """Evaluation reads the kept weights; every promised number is there."""
+    config = tiny.config(tmp_path, train={"epochs": 3, "workers": 3})
+    dataset = tiny.store(config)
+    arguments = {"config": config.model_dump_json(), "dataset": str(dataset)}
+    group(3).do("train", **arguments)
+    group(3).do("report", **arguments)
+    (folder,) = (tmp_path / "runs").iterdir()
+    report = storage.read_json(str(folder / "report.json"))
+    promised = "split samples auc logloss ne calibration gauc workers steps samples_per_s peak_rss_mb exchange valid"
+    assert all(report[key] is not None for key in promised.split())
+    assert report["samples"] == Dataset.load(dataset).rows("test") == 110
+    assert report["valid"]["auc"] == pytest.approx(max(entry["auc"] for entry in report["epochs"]), abs=1e-9)
+    assert sum(b["samples"] for b in report["calibration_bins"]) == 110
+    assert report["table"][-1]["rows"] > 100
+
+
+def test_manifest_of_another_shape_is_refused(group: Callable[[int], Group], tmp_path: Path) -> None:
+    train(group(1), tmp_path, train={"max_steps": 2})
+    (pointer,) = (tmp_path / "checkpoints").glob("*/last.json")
+    reference = checkpoint.last(str(pointer.parent))
+    assert reference is not None
+    shape = checkpoint.Manifest.load(reference).shape
+    other = shape.model_copy(update={"tables": ("user",)})
+    with pytest.raises(CheckpointError, match="written for tables="):
+        checkpoint.read_manifest(reference, other)
