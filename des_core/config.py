@@ -87,8 +87,9 @@ class SourceConfig(Section):
     @field_validator("positive")
     @classmethod
     def _positive_compares(cls, text: str) -> str:
-        if text and not re.fullmatch(r"\s*(>=|<=|==|!=|>|<)\s*[-+]?(\d+\.?\d*|\.\d+)\s*", text):
-            raise ValueError(f'{text!r} is not a comparison; write it like ">= 4"')
+        number, value = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", r"\S.*"
+        if text.strip() and not re.fullmatch(rf"\s*((>=|<=|>|<)\s*{number}|(==|!=)\s*{value})\s*", text):
+            raise ValueError(f'{text!r} is not a comparison; write it like ">= 4" or "== click"')
         return text
 
     @field_validator("timezone")
@@ -175,7 +176,9 @@ class FieldConfig(Section):
     transform: Literal["", "log1p", "standard", "bucket"] = Field(
         "", description="numeric: sign(x) log(1+|x|), zero mean and unit variance, or one of 32 quantile buckets."
     )
-    derive: str = Field("", description="hour, weekday or year of a time, or regex:PATTERN (its first group).")
+    derive: str = Field(
+        "", description="hour, weekday or year of a time, or regex:PATTERN (its first group, or all it finds)."
+    )
     table: str = Field("", description="Rows are shared by fields that name the same table; empty: own rows.")
 
     @model_validator(mode="after")
@@ -223,7 +226,7 @@ class TrainConfig(Section):
 
     workers: int = Field(1, ge=1, description="Processes the model is spread over.")
     batch: int = Field(1024, ge=1, description="Samples per step over all workers: the global batch.")
-    epochs: int = Field(1, ge=1, description="Passes over the train part.")
+    epochs: int = Field(5, ge=1, description="Passes over the train part, at most: see early_stop.")
     max_steps: int = Field(0, ge=0, description="Stop after this many steps; 0: no limit.")
     shuffle: bool = Field(True, description="A new seeded order each epoch; false: the stored order.")
     early_stop: Literal["auc", "none"] = Field("auc", description="What decides patience, lr_drop and keep = best.")
@@ -258,10 +261,16 @@ class OptimizerConfig(Section):
         return self
 
 
+class RowOptimizerConfig(OptimizerConfig):
+    """Rows are met rarely, each by few samples of a batch: their steps are longer."""
+
+    learning_rate: Positive = Field(0.01, description="Step size.")
+
+
 class OptimizersConfig(Section):
     """Rows and dense weights are updated by their own rules."""
 
-    rows: OptimizerConfig = Field(OptimizerConfig(), description="How the tables' rows are updated.")
+    rows: RowOptimizerConfig = Field(RowOptimizerConfig(), description="How the tables' rows are updated.")
     dense: OptimizerConfig = Field(OptimizerConfig(), description="How the dense layers are updated.")
 
     @model_validator(mode="after")

@@ -19,7 +19,8 @@ ROW_GROUP = 65_536
 
 LABEL, TIME, GROUP, FILE, ROW = "_label", "_time", "_group", "_file", "_row"
 """Columns of the feature store beside the fields: float32 label, int64 event time in microseconds since
-1970 UTC (null where the log has none), int64 key of the group, int32 position in ``Dataset.files``, int64 row in it."""
+1970 UTC (null where the log has none), int64 key of the group, int32 position in ``Dataset.files`` counted from
+the part's ``first_file``, int64 row in that file."""
 
 WEIGHT = "weight:"
 """Prefix of the column with a field's weights: float32, or list<float32> for a multi field."""
@@ -122,6 +123,8 @@ class Part(Record):
     bad_rows: int = 0
     quarantine: str = ""
     """Relative path of the bad rows' file, or empty."""
+    first_file: int = 0
+    """Where this part's raw files begin in ``Dataset.files``."""
 
 
 class Dataset(Record):

@@ -65,6 +65,7 @@ class Trainer:
         self._truth: dict[str, Any] | None = None
         self._window: list[float] = []
         self._said = 0.0
+        self._clock = 0.0
         self._warm = False
 
     def resume(self) -> None:
@@ -99,6 +100,7 @@ class Trainer:
     def _epoch(self) -> bool:
         """Train to the epoch's end, or to the last step asked for; whether the epoch is whole."""
         settings = self.run.config.train
+        self._clock = time.perf_counter()
         for batch in self.stream.batches(settings.batch, self.at.epoch, self.at.cursor):
             if self._stopped:
                 return False
@@ -106,13 +108,14 @@ class Trainer:
             due = settings.checkpoint_steps and self.at.step % settings.checkpoint_steps == 0
             if due and self.at.cursor < self.stream.samples:
                 self._save()
+                self._clock = time.perf_counter()
         return self.at.cursor >= self.stream.samples
 
     def _step(self, batch: Any) -> None:
-        start = time.perf_counter()
         at = self.at
         loss = self.worker.step(batch, at.step + 1, at.rate_scale)
-        seconds = time.perf_counter() - start
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
         self._window.append(loss)
         predicted = self.worker.plan.predict(batch.num_rows)
         # The first step of a process compiles: it says nothing of speed.
@@ -160,7 +163,7 @@ class Trainer:
                 loss=loss,
                 samples_per_s=round(rate),
                 eta_s=round(left, 1),
-                rows=self.worker.table.used,
+                rows=round(at.table[-1]["rows"]) if at.table else self.worker.table.used,
                 to=sys.stdout,
             )
 

@@ -1,0 +1,57 @@
+"""Run a module in a process that ends when its parent does: ``python -m components._tied MODULE ARGUMENTS``.
+
+torchrun puts each worker into a session of its own, out of reach of a signal to the group, and a killed parent tells
+nobody. So every process on the way asks the kernel for its own SIGKILL at its parent's death. KFP starts a step under
+``sh``, which outlives a killed runner: there, ``--watch-output`` takes the closing of the standard output's other end
+for the runner's death.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import runpy
+import select
+import signal
+import sys
+import threading
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask the kernel, where it is Linux, to kill this process when its parent ends."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # The parent may have ended before the request, which then never fires.
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_with_reader() -> None:
+    """Kill this process once nobody reads its standard output any more."""
+    watched = select.poll()
+    watched.register(sys.stdout.fileno(), 0)
+
+    def wait() -> None:
+        watched.poll()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True, name="reader").start()
+
+
+def main() -> None:
+    """Tie this process, then become the module."""
+    arguments = sys.argv[1:]
+    if arguments[0] == "--watch-output":
+        arguments = arguments[1:]
+        die_with_reader()
+    else:
+        die_with_parent()
+    sys.argv = arguments
+    runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

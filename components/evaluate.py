@@ -1,0 +1,17 @@
+"""Weights -> metrics of valid and test, and the champion's scores of the same rows."""
+
+from kfp.dsl import HTML, Metrics, Output
+
+from components._step import step
+
+
+@step
+def evaluate(config: str, dataset: str, training: str, metrics: Output[Metrics], page: Output[HTML]) -> str:
+    """Reference of report.json."""
+    from components import _runtime, _stages
+
+    done = _runtime.on_run("evaluate", _stages.evaluate, config, dataset, training)
+    _runtime.copy_page(done.page, page.path)
+    for name, value in done.numbers.items():
+        metrics.log_metric(name, value)
+    return done.reference

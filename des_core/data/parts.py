@@ -1,0 +1,137 @@
+"""One part of the feature store: a Parquet file, its bad rows, its sketches, and a manifest written last.
+
+    features/PART/rows-DIGEST.parquet    row groups of ROW_GROUP rows; the digest names its own bytes
+    features/PART/quarantine.csv         file, line, reason of the bad records; absent if there are none
+    features/PART/manifest.json          PartManifest: what made the part, and what it holds
+    features/PART/sketches-ROWS.arrow    what those rows' fields hold (sketches.py)
+
+Nothing in a file tells when or where it was written: the same log gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from des_core import storage
+from des_core.contracts import ROW, ROW_GROUP, Part, Record
+
+
+class PartManifest(Record):
+    """A whole part: trusted only if ``spec`` and ``sources`` are those of the run."""
+
+    format: Literal[1] = 1
+    spec: str
+    """``Config.features_digest`` of the config that made it."""
+    sources: tuple[str, ...]
+    """Sha256 of every raw file and side table, in order."""
+    files: int
+    """How many of ``sources`` are raw files; ``_file`` counts them from 0."""
+    part: Part
+    held_out: int = 0
+    """Rows at the end that were set apart for validation."""
+    texts: dict[str, tuple[tuple[int, str], ...]]
+    """Field -> keys and texts of frequent values."""
+
+
+def manifest_uri(root: str, name: str) -> str:
+    """Address of a part's manifest under the feature store ``root``."""
+    return storage.join(root, name, "manifest.json")
+
+
+def whole_part(root: str, name: str) -> PartManifest | None:
+    """A part's manifest if the part is whole, whatever made it."""
+    uri = manifest_uri(root, name)
+    if not storage.exists(uri):
+        return None
+    try:
+        manifest = PartManifest.model_validate(storage.read_json(uri))
+    except (ValidationError, ValueError):
+        return None
+    return manifest if storage.exists(storage.join(root, manifest.part.path)) else None
+
+
+class _Digested:
+    """A file that knows the sha256 of what was written to it."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        self._file.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing: the storage flushes when the file is whole."""
+
+    def close(self) -> None:
+        """Nothing: the storage closes the file."""
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def write_rows(
+    root: str, name: str, tables: Iterable[pa.Table], look: Callable[[pa.Table], None]
+) -> tuple[str, str, int]:
+    """Write a part's rows; returns the path relative to ``root``, the sha256 and the number of rows.
+
+    Args:
+        look: is shown each row group on its way.
+    """
+    incoming = storage.join(root, name, "incoming.parquet")
+    rows = 0
+    with storage.writer(incoming) as file:
+        digested = _Digested(file)
+        writer = None
+        for table in _row_groups(tables):
+            if writer is None:
+                writer = _parquet_writer(digested, table.schema)
+            writer.write_table(table, row_group_size=ROW_GROUP)
+            look(table)
+            rows += table.num_rows
+        if writer is not None:
+            writer.close()
+    path = f"{name}/rows-{digested.hexdigest()[:16]}.parquet"
+    filesystem, source = storage.resolve(incoming)
+    filesystem.move(source, storage.resolve(storage.join(root, path))[1])
+    return path, digested.hexdigest(), rows
+
+
+def _parquet_writer(file: _Digested, schema: pa.Schema) -> pq.ParquetWriter:
+    # A sample's place is different in every row: a dictionary of places would only be written and given up.
+    repeated = [name for name in schema.names if name != ROW]
+    paths = [f"{name}.list.element" if pa.types.is_list(schema.field(name).type) else name for name in repeated]
+    return pq.ParquetWriter(
+        pa.PythonFile(file, mode="w"),
+        schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=paths,
+        write_statistics=False,
+    )
+
+
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of ROW_GROUP rows, the last one shorter."""
+    held: list[pa.Table] = []
+    rows = 0
+    for table in tables:
+        while rows + table.num_rows >= ROW_GROUP:
+            cut = ROW_GROUP - rows
+            yield pa.concat_tables([*held, table.slice(0, cut)])
+            held, rows, table = [], 0, table.slice(cut)
+        if table.num_rows:
+            held.append(table)
+            rows += table.num_rows
+    if held:
+        yield pa.concat_tables(held)

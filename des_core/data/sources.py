@@ -1,0 +1,245 @@
+"""Raw logs -> checked records, a chunk at a time: CSV, Criteo's TSV, libsvm, Parquet, side tables joined.
+
+A chunk holds the columns that somebody asked for and nothing else; texts stay as they are written,
+missing ones are null. A record that is not whole, or has no right label or time, is bad: it is left out and
+listed with its line and the reason. A file that cannot be read at all, or lacks a column, is an error.
+
+Dims: R records of a chunk.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from des_core import storage
+from des_core.config import Config, SourceConfig
+from des_core.contracts import FieldSpec
+from des_core.data import libsvm, synthetic
+from des_core.data.blocks import one_line
+from des_core.data.delimited import Raw, read_delimited
+from des_core.data.hashing import I64
+from des_core.data.joins import Side, load_sides, without_missing_chunks
+from des_core.data.labels import F32, Faults, labels_of, parse_positive, shown
+from des_core.data.parsing import check_timezone, to_micros
+from des_core.data.paths import DAY
+from des_core.errors import ConfigError, DataError
+
+CRITEO_COLUMNS = ("label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27)))
+"""Columns of Criteo's display logs, which name none: a label, 13 numbers, 26 categories."""
+
+PARQUET_BATCH = 65_536
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Good records of one file, and the bad ones among them.
+
+    ``rows_R`` counts the file's records from 0 and ``lines_R`` its lines from 1; ``bad`` holds a line and a
+    reason each; ``read`` counts all. ``label_R`` and ``micros_R`` are empty where they were not asked for.
+    """
+
+    path: str
+    records: pa.Table
+    rows_R: I64
+    lines_R: I64
+    bad: tuple[tuple[int, str], ...]
+    read: int
+    label_R: F32
+    micros_R: I64
+
+    def without(self, faults: Faults) -> Chunk:
+        """The chunk without the records at some positions, which become bad."""
+        if not faults:
+            return self
+        keep_R = np.ones(len(self.rows_R), np.bool_)
+        keep_R[list(faults)] = False
+        bad = [(int(self.lines_R[index]), reason) for index, reason in faults.items()]
+        return replace(
+            self,
+            records=self.records.filter(pa.array(keep_R)),
+            rows_R=self.rows_R[keep_R],
+            lines_R=self.lines_R[keep_R],
+            bad=tuple(sorted([*self.bad, *bad])),
+            label_R=self.label_R[keep_R] if len(self.label_R) else self.label_R,
+            micros_R=self.micros_R[keep_R] if len(self.micros_R) else self.micros_R,
+        )
+
+
+def source_of(config: Config) -> SourceConfig:
+    """The source as it is read: synthetic logs are CSVs under the storage root, with columns that are known."""
+    source = config.source
+    if source.format != "synthetic":
+        return source
+    return source.model_copy(
+        update={
+            "format": "csv",
+            "path": storage.join(config.storage.root, "raw", f"{DAY}.csv"),
+            "label": synthetic.LABEL,
+            "time": synthetic.TIME,
+            "group": source.group or synthetic.GROUP,
+        }
+    )
+
+
+def read(
+    source: SourceConfig,
+    paths: Sequence[str],
+    fields: Sequence[FieldSpec],
+    labelled: bool = True,
+    sides: Sequence[Side] | None = None,
+) -> Iterator[Chunk]:
+    """Checked records of files, in their order, with the columns of ``fields``.
+
+    Args:
+        labelled: also read and check label, time and group; without them, for scoring, a side table
+            is only joined for columns that the log does not have itself.
+        sides: the source's side tables, where they were loaded already.
+
+    Raises:
+        DataError: a file is missing, broken, or without a column; its times do not parse at all.
+    """
+    check_source(source)
+    sides = load_sides(source) if sides is None else sides
+    wanted = _wanted(source, fields, labelled)
+    for path in paths:
+        plan = _Plan(path, wanted, sides, strict=labelled)
+        for number, raw in enumerate(_raw(source, path, plan.choose)):
+            records = plan.join(raw.table)
+            nothing = np.zeros(0, np.int64)
+            chunk = Chunk(
+                path, records, raw.rows_R, raw.lines_R, raw.bad, raw.read, nothing.astype(np.float32), nothing
+            )
+            yield _labelled(chunk, source, first=number == 0) if labelled else chunk
+
+
+def check_source(source: SourceConfig) -> None:
+    """Raises ``ConfigError`` for a time zone, comparison or delimiter that cannot be."""
+    check_timezone(source.timezone)
+    parse_positive(source.positive)
+    if not source.delimiter.isascii() or source.delimiter in '\r\n"\0':
+        raise ConfigError(
+            f"source.delimiter = {source.delimiter!r}: must be one ASCII character, no quote, no line end"
+        )
+
+
+def _wanted(source: SourceConfig, fields: Sequence[FieldSpec], labelled: bool) -> dict[str, str]:
+    """Column -> what it is wanted for."""
+    wanted: dict[str, str] = {}
+    for field in fields:
+        wanted.setdefault(field.column, f"field {field.name}")
+        if field.weight:
+            wanted.setdefault(field.weight, f"the weights of field {field.name}")
+    if labelled:
+        wanted.setdefault(source.label, "source.label")
+        for key in ("time", "group"):
+            if column := getattr(source, key):
+                wanted.setdefault(column, f"source.{key}")
+    return wanted
+
+
+class _Plan:
+    """Which wanted columns of one file come from the log itself, and which from side tables."""
+
+    def __init__(self, path: str, wanted: dict[str, str], sides: Sequence[Side], strict: bool) -> None:
+        self._path = path
+        self._wanted = wanted
+        self._sides = sides
+        self._strict = strict
+        self._joins: list[tuple[Side, list[str]]] = []
+
+    def choose(self, available: list[str]) -> list[str]:
+        """The columns to read of the log.
+
+        Raises:
+            DataError: one is not there, or is there twice.
+        """
+        needed = dict(self._wanted)
+        taken: dict[str, None] = {}
+        for side in reversed(self._sides):
+            given = [name for name in needed if name in side.names and (self._strict or name not in available)]
+            for name in given:
+                if name in available:
+                    raise DataError(
+                        f"{self._path}: column {name!r} is in the log and in a side table; "
+                        "name the side table's columns to take in source.join.columns"
+                    )
+                del needed[name]
+            if given:
+                self._joins.insert(0, (side, given))
+                needed.setdefault(side.on, "source.join.on")
+        for name, purpose in needed.items():
+            if available.count(name) != 1:
+                raise DataError(f"{self._path}: {self._fault(name, purpose, available)}")
+            taken[name] = None
+        return list(taken)
+
+    def _fault(self, name: str, purpose: str, available: list[str]) -> str:
+        if name in available:
+            return f"more than one column is named {name!r} ({purpose}); rename one"
+        close = difflib.get_close_matches(name, available, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(available[:20])}"
+        return f"no column {name!r} ({purpose}); {hint}"
+
+    def join(self, records: pa.Table) -> pa.Table:
+        """Records with the columns of the side tables."""
+        for side, names in self._joins:
+            found = side.look_up(records.column(side.on), names)
+            for name in names:
+                records = records.append_column(name, found.column(name))
+        return records
+
+
+def _raw(source: SourceConfig, path: str, choose: Callable[[list[str]], list[str]]) -> Iterator[Raw]:
+    """One file's records as they are."""
+    if source.format == "parquet":
+        return _read_parquet(path, source.missing, choose)
+    if source.format == "libsvm":
+        choose([libsvm.LABEL, libsvm.FEATURES, libsvm.VALUES])
+        return libsvm.read_libsvm(path)
+    if source.format == "criteo":
+        return read_delimited(path, "\t", False, CRITEO_COLUMNS, source.missing, choose)
+    return read_delimited(path, source.delimiter, True, source.header, source.missing, choose)
+
+
+def _read_parquet(path: str, missing: Sequence[str], choose: Callable[[list[str]], list[str]]) -> Iterator[Raw]:
+    filesystem, inner = storage.resolve(path)
+    row = 0
+    try:
+        with filesystem.open_input_file(inner) as stream:
+            file = pq.ParquetFile(stream)
+            chosen = choose(file.schema_arrow.names)
+            for batch in file.iter_batches(PARQUET_BATCH, columns=chosen):
+                table = pa.Table.from_batches([batch]).select(chosen)
+                texts = {name: without_missing_chunks(table.column(name), missing) for name in chosen}
+                rows_R = np.arange(row, row + table.num_rows)
+                yield Raw(pa.table(texts), rows_R, rows_R + 1, (), len(rows_R))
+                row += len(rows_R)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; correct the path") from None
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not a whole Parquet file ({one_line(error)})") from None
+
+
+def _labelled(chunk: Chunk, source: SourceConfig, first: bool) -> Chunk:
+    """The chunk with labels and times, without the records that have no right ones."""
+    faults: Faults = {}
+    micros_R = chunk.micros_R
+    if source.time:
+        times = chunk.records.column(source.time).combine_chunks()
+        micros_R, absent_R, bad_R = to_micros(times, source.timezone)
+        if first and bad_R.any() and (bad_R | absent_R).all():
+            raise DataError(
+                f"{chunk.path}: source.time = {source.time!r} holds no times: {shown(times, int(bad_R.argmax()))} "
+                "is neither unix seconds nor ISO 8601; name another column"
+            )
+        for index in np.flatnonzero(bad_R | absent_R).tolist():
+            fault = f"the time {shown(times, index)} is neither unix seconds nor ISO 8601"
+            faults[index] = f"column {source.time}: {fault if bad_R[index] else 'the time is missing'}"
+    label_R, unlabelled = labels_of(chunk.records.column(source.label).combine_chunks(), source)
+    return replace(chunk, label_R=label_R, micros_R=micros_R).without(unlabelled | faults)

@@ -1,0 +1,382 @@
+"""The only MLflow client: models as pyfunc without pickle, versions, tags and aliases.
+
+    runs/NAME/mlflow.db         runs, versions, aliases (SQLite), or whatever server registry.tracking_uri names
+    ROOT/artifacts              models and reports, where MLflow's database is our own
+
+Every judged model becomes a version: ``candidate`` always points at the latest, ``champion`` at the last one that the
+gate accepted. A version carries its run's key, so a run that is registered again finds its version and makes no other.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+import des_core
+from des_core import storage
+from des_core.config import Config
+from des_core.contracts import Record, Reference
+from des_core.errors import RegistryError
+from des_core.release import lineage, tracking
+from des_core.release.gate import Verdict
+from des_core.run import Run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+HISTORY_POINTS = 500
+"""Loss points logged to MLflow: enough for a curve, however long the run."""
+
+PACKAGES = ("mlflow", "numba", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "torch")
+"""What a process that serves the model needs beside our code, which travels with the model."""
+
+LOADER = "des_core.release.serving"
+
+PAGES = ("report.html", "report.json", "gate.json", "training.json")
+
+
+class Registered(Record):
+    """``version.json``: where the registry keeps a run's model."""
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+    """Those that pointed at it when this was written."""
+    accepted: bool
+    run_key: str
+    tracking_uri: str
+
+
+class Found(NamedTuple):
+    """A model version on this machine."""
+
+    name: str
+    version: str
+    folder: str
+    """What ``serving.export`` wrote."""
+
+
+class Standing(NamedTuple):
+    """What the registry knows of a run and its name."""
+
+    champion: str
+    """Version of the name's champion, or empty."""
+    version: str
+    """Version of this run's own model, or empty."""
+    aliases: tuple[str, ...]
+    """Those that point at the run's own model."""
+
+
+def champion(config: Config, into: str) -> Found | None:
+    """The champion of the run's name, or None; a remote artifact is downloaded into the folder ``into``."""
+    if not tracking.has_database(config.registry.tracking_uri):
+        return None
+    with _client(config.registry.tracking_uri) as client:
+        version = _aliased(client, config.run.name, "champion")
+        return None if version is None else _download(client, version, into)
+
+
+def standing(run: Run) -> Standing:
+    """The champion of the run's name, and the run's own version and aliases, as far as there are any."""
+    name = run.config.run.name
+    if not tracking.has_database(run.config.registry.tracking_uri):
+        return Standing("", "", ())
+    with _client(run.config.registry.tracking_uri) as client:
+        champion, own = _aliased(client, name, "champion"), _of_run(client, run)
+        number = "" if champion is None else str(champion.version)
+        return Standing(number, "", ()) if own is None else Standing(number, str(own.version), _aliases(client, own))
+
+
+def fetch(model_uri: str, tracking_uri: str, into: str) -> Found:
+    """The model of ``models:/NAME@alias`` or ``models:/NAME/VERSION``.
+
+    Raises:
+        RegistryError: there is none; the message lists what there is.
+    """
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri)
+    if not match:
+        raise RegistryError(f"{model_uri}: write a model as models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = match.groups()
+    if not tracking.has_database(tracking_uri):
+        raise RegistryError(f"{model_uri}: there is no MLflow database at {tracking_uri}; register a model first")
+    with _client(tracking_uri) as client:
+        version = _aliased(client, name, alias) if alias else _numbered(client, name, number)
+        if version is None:
+            raise RegistryError(f"{model_uri} does not exist at {tracking_uri}; {_inventory(client, name)}")
+        return _download(client, version, into)
+
+
+def register(run: Run, verdict: Verdict, export: Callable[[Run], tuple[str, pa.Table]]) -> tuple[Reference, bool]:
+    """``version.json`` of the run's model, and whether a version of this run was there already.
+
+    ``export`` gives the folder of the exported model and a few raw records; it is called for a new version only.
+
+    Raises:
+        RegistryError: another version became champion since the gate compared.
+    """
+    config = run.config
+    with _client(config.registry.tracking_uri) as client:
+        version = _of_run(client, run)
+        adopted = version is not None
+        if version is None:
+            _refuse_moved_champion(client, config.run.name, verdict)
+            model_uri, mlflow_run = _log(client, run, verdict, *export(run))
+            version = _create_version(client, run, verdict, model_uri, mlflow_run)
+        if version.tags.get("des.complete") != "true":
+            _set_aliases(client, version)
+        record = Registered(
+            name=config.run.name,
+            version=str(version.version),
+            aliases=_aliases(client, version),
+            accepted=version.tags["des.verdict"] == "accept",
+            run_key=run.key,
+            tracking_uri=config.registry.tracking_uri,
+        )
+    return record.write(run.path("version.json")), adopted
+
+
+@contextmanager
+def _client(uri: str) -> Iterator[MlflowClient]:
+    """A client whose chatter is kept off the terminal and whose errors are ours."""
+    tracking.check(uri)
+    if uri.startswith("sqlite:///"):
+        os.makedirs(os.path.dirname(uri.removeprefix("sqlite:///")), exist_ok=True)
+    # Ours to choose, not to override: no telemetry, no bars, and minutes of silent retries are too long.
+    for key, value in (
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"),
+    ):
+        os.environ.setdefault(key, value)
+    chatter = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(chatter), redirect_stderr(chatter):
+        warnings.simplefilter("ignore")
+        import mlflow
+        from alembic.util import CommandError
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        try:
+            yield mlflow.MlflowClient(uri, uri)
+        except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
+            line = " ".join(str(error).split())[:300]
+            raise RegistryError(f"MLflow at {uri} refused: {line}") from error
+
+
+def _aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """The version an alias points at; a missing name or alias is None (MLflow has a different error for each)."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+            return None
+        raise
+
+
+def _numbered(client: MlflowClient, name: str, number: str) -> ModelVersion | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+            return None
+        raise
+
+
+def _of_run(client: MlflowClient, run: Run) -> ModelVersion | None:
+    """The version that this run made before; the first one, should two have raced."""
+    versions = client.search_model_versions(f"name='{run.config.run.name}' and tags.`des.run_key`='{run.key}'")
+    return min(versions, key=lambda version: int(version.version)) if versions else None
+
+
+def _aliases(client: MlflowClient, version: ModelVersion) -> tuple[str, ...]:
+    aliases = client.get_registered_model(version.name).aliases
+    return tuple(sorted(alias for alias, number in aliases.items() if str(number) == str(version.version)))
+
+
+def _inventory(client: MlflowClient, name: str) -> str:
+    """What a person could have meant, on one line."""
+    for model in client.search_registered_models(f"name='{name}'"):
+        versions = sorted(int(version.version) for version in client.search_model_versions(f"name='{name}'"))
+        aliases = ", ".join(f"@{alias} = {version}" for alias, version in sorted(model.aliases.items())) or "none"
+        return f"{name} has versions {', '.join(map(str, versions)) or 'none'} and aliases {aliases}"
+    names = sorted(model.name for model in client.search_registered_models())
+    return f"registered models: {', '.join(names)}" if names else "nothing is registered there"
+
+
+def _download(client: MlflowClient, version: ModelVersion, into: str) -> Found:
+    """A local artifact store is read in place; from any other the model is copied."""
+    import mlflow
+    from mlflow.models import Model
+
+    source = version.source or ""
+    if source.startswith("models:/m-"):
+        source = client.get_logged_model(source.removeprefix("models:/")).artifact_location
+    folder = source.removeprefix("file://")
+    if not os.path.isdir(folder):
+        os.makedirs(into, exist_ok=True)
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=version.source, dst_path=into)
+    flavor = Model.load(folder).flavors["python_function"]
+    if flavor["loader_module"] != LOADER:
+        raise RegistryError(f"models:/{version.name}/{version.version} was not made by des; choose another")
+    return Found(version.name, str(version.version), str(Path(folder) / flavor["data"]))
+
+
+def _refuse_moved_champion(client: MlflowClient, name: str, verdict: Verdict) -> None:
+    """A verdict holds against the champion it compared, and against no other."""
+    present = _aliased(client, name, "champion")
+    version = "" if present is None else str(present.version)
+    if version != verdict.champion:
+        raise RegistryError(
+            f"champion of {name} is now version {version or 'none'}, the gate compared {verdict.champion or 'none'}; "
+            "run des evaluate and des register again"
+        )
+
+
+def _log(client: MlflowClient, run: Run, verdict: Verdict, artifact: str, example: pa.Table) -> tuple[str, str]:
+    """The logged model's address and the id of its MLflow run."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, Schema, TensorSpec
+
+    # Any type: 7 and "7" are the same value to a field, and the model's own encoder checks numbers.
+    anything = AnyType()  # type: ignore[no-untyped-call]
+    inputs = Schema([ColSpec(anything, name) for name in example.column_names])
+    report = storage.read_json(run.path("report.json"))
+    tags = lineage.tags(run, verdict, report)
+    experiment = _experiment(client, run.config)
+    with (
+        _embedded(artifact) as data,
+        mlflow.start_run(experiment_id=experiment, run_name=run.key[:12], tags=tags) as active,
+    ):
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            loader_module=LOADER,
+            data_path=data,
+            code_paths=[str(Path(des_core.__file__).resolve().parent)],
+            signature=ModelSignature(inputs=inputs, outputs=Schema([TensorSpec(np.dtype(np.float64), (-1,))])),
+            input_example=example.to_pandas(),
+            pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in PACKAGES],
+        )
+        _log_numbers(client, active.info.run_id, run.config, report)
+        _log_pages(client, active.info.run_id, run)
+    return info.model_uri, active.info.run_id
+
+
+@contextmanager
+def _embedded(artifact: str) -> Iterator[str]:
+    """A local folder of what goes into the registry: all of the export but the weights that stay in storage."""
+    with tempfile.TemporaryDirectory(prefix="des-model-") as scratch:
+        folder = Path(scratch) / "model"
+        folder.mkdir()
+        elsewhere = storage.read_json(storage.join(artifact, "des.json"))["uri"]
+        for name in storage.list_folder(artifact):
+            if name not in elsewhere:
+                filesystem, path = storage.resolve(storage.join(artifact, name))
+                with filesystem.open_input_stream(path) as stream, open(folder / name, "wb") as file:
+                    shutil.copyfileobj(stream, file, 1 << 22)
+        yield str(folder)
+
+
+def _experiment(client: MlflowClient, config: Config) -> str:
+    """Id of the run's experiment; with a database of our own its artifacts lie under storage.root."""
+    from mlflow.exceptions import MlflowException
+
+    name = config.run.name
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    served = config.registry.tracking_uri.startswith("http")
+    try:
+        return client.create_experiment(name, None if served else storage.join(config.storage.root, "artifacts"))
+    except MlflowException:
+        # Another run of the same name may have made it in the meantime.
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def _log_numbers(client: MlflowClient, run_id: str, config: Config, report: dict[str, Any]) -> None:
+    """Metrics, curves, bytes of each exchange, and the config as parameters that MLflow can compare."""
+    from mlflow.entities import Metric, Param
+
+    now = int(time.time() * 1000)
+    single = lineage.numbers(report, "test") | lineage.numbers(report.get("valid") or {}, "valid")
+    for name in ("steps", "workers", "samples_per_s", "peak_rss_mb"):
+        if report.get(name) is not None:
+            single[name] = float(report[name])
+    for name, line in (report.get("exchange") or {}).items():
+        for kind in ("predicted", "counted"):
+            single[f"bytes/{re.sub(r'[^A-Za-z0-9_. -]', '_', name)}/{kind}"] = float(line[f"{kind}_bytes_per_step"])
+    metrics = [Metric(name, value, now, 0) for name, value in single.items()]
+    history = report.get("history") or []
+    stride = max(1, -(-len(history) // HISTORY_POINTS))
+    metrics += [Metric("loss", float(point["loss"]), now, int(point["step"])) for point in history[::stride]]
+    for point in report.get("epochs") or []:
+        if point.get("auc") is not None:
+            metrics.append(Metric("epoch_valid_auc", float(point["auc"]), now, int(point["step"])))
+    params = [
+        Param(f"{section}.{key}", str(value)[:500])
+        for section in ("model", "train", "source", "split")
+        for key, value in config.model_dump(mode="json")[section].items()
+    ]
+    client.log_batch(run_id, metrics=metrics[:1000], params=params[:100])
+
+
+def _log_pages(client: MlflowClient, run_id: str, run: Run) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(run.config.model_dump(mode="json"), indent=1))
+        for page in PAGES:
+            if storage.exists(run.path(page)):
+                (Path(folder) / page).write_bytes(storage.read_bytes(run.path(page)))
+        client.log_artifacts(run_id, folder)
+
+
+def _create_version(client: MlflowClient, run: Run, verdict: Verdict, model_uri: str, mlflow_run: str) -> ModelVersion:
+    from mlflow.exceptions import MlflowException
+
+    name = run.config.run.name
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    report = storage.read_json(run.path("report.json"))
+    tags = lineage.tags(run, verdict, report) | {"des.previous_champion": verdict.champion}
+    # The model's id as a tag: a version found by its alias does not name it.
+    tags["des.model_id"] = model_uri.removeprefix("models:/")
+    return client.create_model_version(
+        name, model_uri, run_id=mlflow_run, tags=tags, model_id=model_uri.removeprefix("models:/")
+    )
+
+
+def _set_aliases(client: MlflowClient, version: ModelVersion) -> None:
+    """Both aliases, then the mark that they are set: a crash in between is mended by the next run."""
+    client.set_registered_model_alias(version.name, "candidate", version.version)
+    if version.tags["des.verdict"] == "accept":
+        client.set_registered_model_alias(version.name, "champion", version.version)
+    client.set_model_version_tag(version.name, version.version, "des.complete", "true")

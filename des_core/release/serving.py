@@ -1,0 +1,233 @@
+"""A trained model that scores raw records, through the same hashing and the same forward code as training.
+
+The exported folder holds ``des.json`` (format and code version, config, fields with their frozen
+statistics), ``index.npy`` (index entries, then the ids in row order), ``rows.npy`` (weights, no optimizer
+state; both are memory-mapped) and ``dense.safetensors``. Weights above ``registry.embed_limit`` stay under
+storage.root, and des.json carries their addresses. Unseen values contribute zero, as in evaluation.
+
+Dims: B records, U unique ids, K numbers per row, C index entries, S rows.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from des_core import storage
+from des_core.config import Config
+from des_core.contracts import FILE, LABEL, ROW, Dataset, FieldSpec, Record, Reference
+from des_core.data.batches import Stream, columns_of, everything
+from des_core.data.features import encode
+from des_core.engine import checkpoint, index
+from des_core.engine.dense import Home
+from des_core.engine.models import build
+from des_core.engine.worker import make_shard
+from des_core.errors import DataError, StorageError
+from des_core.run import Run
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+WEIGHTS = ("index.npy", "rows.npy")
+BATCH = 8192
+
+
+class Description(Record):
+    """``des.json``: all that scoring needs beside the weights."""
+
+    format: int = 1
+    code_version: str
+    run_key: str
+    task: str
+    config: Config
+    fields: tuple[FieldSpec, ...]
+    capacity: int
+    """Index entries, C: the first C numbers of index.npy."""
+    rows: int
+    sha256: dict[str, str]
+    """Digest of each weights file."""
+    uri: dict[str, str] = {}
+    """Addresses of weights files that are not in the folder."""
+
+
+def export(run: Run) -> str:
+    """Write the trained model of a run to its ``model`` folder and return the folder's address.
+
+    Raises:
+        StorageError: the run has no whole training.json or checkpoint.
+    """
+    from des_core import __version__
+
+    training = storage.read_json(run.path("training.json"))
+    reference = Reference.parse(training["checkpoint"])
+    manifest = checkpoint.Manifest.load(reference)
+    ids, rows = _merged(reference, manifest)
+    entries = np.zeros(index.capacity_for(len(ids)), np.uint64)
+    index.place(entries, ids, 0, len(ids))
+    dataset = Dataset.load(run.dataset)
+    model = build(run.config.model, len(dataset.fields), run.config.run.seed)
+    checkpoint.load_dense(reference, manifest, model.double() if rows.dtype == np.float64 else model)
+    folder = run.path("model")
+    arrays = {"index.npy": np.concatenate([entries.view(np.int64), ids]), "rows.npy": rows}
+    digests = {name: checkpoint.write_array(storage.join(folder, name), array) for name, array in arrays.items()}
+    dense = checkpoint.dense_bytes(model)
+    storage.write_bytes(storage.join(folder, "dense.safetensors"), dense)
+    large = sum(array.nbytes for array in arrays.values()) > run.config.registry.embed_limit
+    description = Description(
+        code_version=__version__,
+        run_key=run.key,
+        task=dataset.task,
+        config=run.config,
+        fields=dataset.fields,
+        capacity=len(entries),
+        rows=len(ids),
+        sha256=digests,
+        uri={name: storage.join(folder, name) for name in WEIGHTS} if large else {},
+    )
+    description.write(storage.join(folder, "des.json"))
+    return folder
+
+
+def _merged(reference: Reference, manifest: checkpoint.Manifest) -> tuple[Array, Array]:
+    """Ids, ascending, and rows of all workers."""
+    folder = reference.uri.rpartition("/")[0]
+    parts = [
+        [checkpoint.read_array(folder, f"{kind}-{worker:05d}.npy", manifest) for kind in ("ids", "rows")]
+        for worker in range(manifest.workers)
+    ]
+    ids = np.concatenate([part[0] for part in parts])
+    order = np.argsort(ids)
+    return ids[order], np.concatenate([part[1] for part in parts])[order]
+
+
+class Scorer:
+    """An exported model, loaded for scoring in one process.
+
+    Args:
+        folder: a local folder that ``export`` wrote, or a copy of one.
+
+    Raises:
+        StorageError: a file is missing or changed.
+    """
+
+    def __init__(self, folder: str) -> None:
+        uri = os.path.join(folder, "des.json")
+        self.description = Description.model_validate(storage.read_json(uri))
+        description = self.description
+        packed = np.load(self._weights(folder, "index.npy"), mmap_mode="r")
+        self._entries = packed[: description.capacity].view(np.uint64)
+        self._ids = packed[description.capacity :]
+        self._rows_SK = np.load(self._weights(folder, "rows.npy"), mmap_mode="r")
+        config = description.config
+        self._model = build(config.model, len(description.fields), config.run.seed)
+        if self._rows_SK.dtype == np.float64:
+            self._model.double()
+        checkpoint.load_dense_bytes(storage.read_bytes(os.path.join(folder, "dense.safetensors")), self._model)
+        self._model.eval()
+        self._ownership = everything(description.fields)
+        self._fields_O = torch.arange(len(description.fields))
+
+    def _weights(self, folder: str, name: str) -> str:
+        """Local path of a weights file; one that stayed in storage is fetched once and verified."""
+        local = os.path.join(folder, name)
+        wanted = self.description.sha256[name]
+        if name in self.description.uri and not os.path.exists(local):
+            uri = self.description.uri[name]
+            local = uri if "://" not in uri else _fetched(uri, wanted)
+        if not os.path.exists(local):
+            raise StorageError(f"{local} is missing; the model {folder} is not whole")
+        if storage.digest_file(local) != wanted:
+            raise StorageError(f"{local} has other bytes than des.json says; export the model again")
+        return local
+
+    def score(self, records: pa.Table) -> Array:
+        """Probabilities (rating: predictions) of raw records, float64 [B].
+
+        Raises:
+            DataError: a column that the model reads is absent, or a value does not parse.
+        """
+        source = self.description.config.source
+        parts = [
+            self.score_features(
+                encode(records.slice(at, BATCH), self.description.fields, source.timezone, source.missing)
+            )
+            for at in range(0, records.num_rows, BATCH)
+        ]
+        return np.concatenate(parts) if parts else np.empty(0)
+
+    @torch.inference_mode()
+    def score_features(self, features: pa.Table) -> Array:
+        """Probabilities (rating: predictions) of feature columns, float64 [B]."""
+        lookups = self._ownership.lookups(features)
+        ids_U, inverse_L, _ = index.dedupe(lookups.ids)
+        slots_U = index.find(self._entries, self._ids, ids_U)
+        rows_UK = (
+            np.ascontiguousarray(self._rows_SK[np.maximum(slots_U, 0)])
+            if len(self._ids)
+            else np.zeros((len(slots_U), self._model.row_width), self._rows_SK.dtype)
+        )
+        compact_U = np.where(slots_U < 0, -1, np.arange(len(slots_U)))
+        shard, _ = make_shard(
+            lookups, inverse_L, compact_U, torch.from_numpy(rows_UK), features.num_rows, self._fields_O
+        )
+        totals = {name: operator.partial(shard) for name, operator in self._model.operators.items()}
+        home = Home(start=0, stop=features.num_rows, samples=features.num_rows)
+        logits_B = self._model(totals, home)
+        scores = torch.sigmoid(logits_B) if self.description.task == "click" else logits_B
+        result: Array = scores.double().numpy()
+        return result
+
+    def score_dataset(self, dataset: Reference, split: str) -> tuple[list[str], Array, Array]:
+        """Sample ids ``DIGEST:ROW``, labels and predictions of a split of a feature store with the same fields."""
+        files = Dataset.load(dataset).files
+        wanted = [column for field in self.description.fields for column in columns_of(field)]
+        samples: list[str] = []
+        labels, scores = [], []
+        for batch in Stream(dataset, split, [*wanted, LABEL, FILE, ROW]).batches(BATCH):
+            scores.append(self.score_features(batch))
+            labels.append(batch.column(LABEL).to_numpy())
+            numbers = zip(batch.column(FILE).to_pylist(), batch.column(ROW).to_pylist(), strict=True)
+            samples += [f"{files[file]}:{row}" for file, row in numbers]
+        return samples, np.concatenate(labels), np.concatenate(scores)
+
+
+def _fetched(uri: str, sha256: str) -> str:
+    """A copy of a weights file in the user's cache, verified by the caller."""
+    cache = os.path.join(os.environ.get("DES_CACHE", os.path.join(tempfile.gettempdir(), "des-cache")), sha256)
+    if not os.path.exists(cache):
+        filesystem, path = storage.resolve(uri)
+        with filesystem.open_input_stream(path) as stream, storage.writer(cache) as file:
+            shutil.copyfileobj(stream, file, 1 << 22)
+    return cache
+
+
+class PyfuncModel:
+    """What MLflow calls: raw records in a pandas frame or dict of columns, probabilities out."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Array:
+        """Probabilities, float64 [B].
+
+        Raises:
+            DataError: as ``Scorer.score``.
+        """
+        if isinstance(model_input, dict):
+            columns: Sequence[Any] = list(model_input.values())
+            return self._scorer.score(pa.table(columns, names=list(model_input)))
+        try:
+            return self._scorer.score(pa.Table.from_pandas(model_input, preserve_index=False))
+        except pa.ArrowException as error:
+            raise DataError(f"records cannot be read as columns of one type each: {error}") from None
+
+
+def _load_pyfunc(path: str) -> PyfuncModel:
+    """MLflow's entry: the model of a local folder."""
+    return PyfuncModel(Scorer(path))

@@ -1,0 +1,290 @@
+"""The command line ``des``: parse, load lazily, call.
+
+Every command takes ``--json`` and then prints one JSON object as the last line of standard output. Exit codes: 0 done,
+2 the user's mistake, 130 interrupted, 1 anything else. An error is one line on standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from des_core import __version__
+from des_core.errors import DesError, UserError
+
+if TYPE_CHECKING:
+    from components._stages import Done
+    from des_core.config import Config
+
+app = typer.Typer(
+    name="des",
+    help="Click models trained synchronously on several workers, from raw logs to a registered version.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigFile = Annotated[Path, typer.Option("-c", "--config", metavar="FILE", help="The run's TOML.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; may be repeated."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+crash_folder = tempfile.gettempdir()
+"""Where the traceback of an unexpected error goes: the run's folder, once that is known."""
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"des {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Raw logs to a registered model, all steps."""
+    from components import _stages
+    from pipelines import local, summary
+
+    loaded = _load(config, set_)
+    unchanged = _stages.settled(loaded) is not None
+    if not unchanged:
+        done = local.run(loaded, "", summary.step_teller(sys.stdout))
+        unchanged = done["register"]["unchanged"] == "True"
+    result = summary.of_run(loaded, unchanged)
+    summary.tell(result)
+    _answer(as_json, result)
+
+
+@app.command(name="compile")
+def compile_(
+    config: ConfigFile,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The YAML to write.")],
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the pipeline for Kubeflow as YAML."""
+    from pipelines.training import compile_to
+
+    loaded = _load(config, set_)
+    compile_to(loaded, str(output))
+    _line("pipeline", str(output))
+    _answer(as_json, {"pipeline": str(output), "config_digest": loaded.digest})
+
+
+@app.command()
+def ingest(
+    config: ConfigFile,
+    day: Annotated[str | None, typer.Option(metavar="DATE", help="Only this day of a path with {day}.")] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Raw logs -> feature store."""
+    from components import _stages
+
+    done = _stages.ingest(_load(config, set_), day)
+    _tell("ingest", done, as_json)
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Feature store -> weights, on local workers."""
+    from components import _stages
+    from des_core.run import pin
+
+    done = _stages.train(pin(_load(config, set_)), resume)
+    _tell("train", done, as_json)
+
+
+@app.command()
+def evaluate(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Weights -> report and predictions of the test rows."""
+    from components import _stages
+    from des_core.run import pin
+
+    done = _stages.evaluate(pin(_load(config, set_)))
+    _tell("evaluate", done, as_json)
+
+
+@app.command()
+def register(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Judge the model, then register a version of it."""
+    from components import _stages
+    from des_core.run import pin
+    from pipelines import summary
+
+    loaded = _load(config, set_)
+    pinned = pin(loaded)
+    judged = _stages.gate(pinned)
+    _line("gate", judged.what)
+    done = _stages.register(pinned)
+    result = summary.of_run(loaded, unchanged=done.unchanged)
+    summary.tell(result)
+    _answer(as_json, result)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Option("--model", metavar="URI", help="models:/NAME@champion or models:/NAME/3.")],
+    input_: Annotated[Path, typer.Option("--input", metavar="FILE", help="Raw records, in the logs' format.")],
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="CSV of sample,probability to write.")],
+    config: Annotated[
+        Path | None, typer.Option("-c", "--config", metavar="FILE", help="TOML with the registry and the source.")
+    ] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score raw records with a registered model."""
+    from des_core.release import prediction, registry
+
+    if set_ and config is None:
+        raise UserError("--set changes a config: give one with -c FILE")
+    loaded = None if config is None else _load(config, set_)
+    uri = prediction.tracking_uri(model, loaded)
+    with tempfile.TemporaryDirectory(prefix="des-model-") as folder:
+        found = registry.fetch(model, uri, folder)
+        scored = prediction.predict(found.folder, str(input_), str(output), loaded)
+    _line("predict", f"{scored.rows:,} rows scored by {found.name} version {found.version}")
+    if scored.bad:
+        _line("left out", f"{scored.bad:,} bad rows, the first at {scored.first_reason}")
+    _line("scores", str(output))
+    numbers = {"rows": scored.rows, "bad_rows": scored.bad, "output": str(output)}
+    _answer(as_json, {"model": found.name, "version": int(found.version), **numbers})
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    workers: Annotated[int | None, typer.Option(min=1, help="Default: train.workers.")] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bytes per exchange, and who owns which fields."""
+    from des_core.contracts import Dataset
+    from des_core.engine.plan import explain
+    from des_core.run import pin
+    from pipelines import summary
+
+    loaded = _load(config, set_)
+    explained = explain(loaded, Dataset.load(pin(loaded).dataset), workers or loaded.train.workers)
+    summary.show_plan(explained)
+    _answer(as_json, explained)
+
+
+@app.command()
+def generate(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for {day}.csv and truth/.")],
+    days: Annotated[int, typer.Option(min=1, max=366, help="Days from 2026-01-01.")] = 3,
+    rows_per_day: Annotated[int, typer.Option(min=1, help="Rows of each day.")] = 20_000,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same logs.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Synthetic raw click logs."""
+    from des_core.data import synthetic
+
+    files = synthetic.generate(str(out), days, rows_per_day, seed)
+    _line("logs", f"{len(files)} days of {rows_per_day:,} rows in {out}")
+    _answer(as_json, {"out": str(out), "files": files, "days": days, "rows_per_day": rows_per_day, "seed": seed})
+
+
+COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: one command, one exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    sys.exit(_run(words or ["--help"]))
+
+
+def _run(words: list[str]) -> int:
+    as_json = "--json" in words
+    try:
+        code = app(words, prog_name="des", standalone_mode=False)
+        return _fail(as_json, "interrupted", 130) if code == 130 else int(code or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(as_json, "interrupted", 130)
+    except typer.TyperException as error:
+        command = words[0] if words[0] in COMMANDS else ""
+        return _fail(
+            as_json,
+            f"{error.format_message().rstrip('.')}; see: {' '.join(filter(None, ['des', command, '--help']))}",
+            2,
+        )
+    except DesError as error:
+        return _fail(as_json, str(error), error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output, such as head, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return _fail(as_json, _crash(error), 1)
+
+
+def _fail(as_json: bool, message: str, code: int) -> int:
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    _answer(as_json, {"error": line, "code": code})
+    return code
+
+
+def _crash(error: Exception) -> str:
+    """One line for an error that nobody foresaw; the traceback goes to a file."""
+    folder = crash_folder if os.path.isdir(crash_folder) else tempfile.gettempdir()
+    path = os.path.join(folder, "crash.log")
+    Path(path).write_text(traceback.format_exc(), encoding="utf-8")
+    return f"unexpected {type(error).__name__}: {str(error)[:300]}; the full traceback is in {path}"
+
+
+def _load(path: Path, overrides: list[str] | None) -> Config:
+    global crash_folder
+    from des_core.config import load_config
+
+    config = load_config(path, tuple(overrides or ()))
+    crash_folder = config.run.dir
+    return config
+
+
+def _tell(name: str, done: Done, as_json: bool) -> None:
+    _line(name, ("unchanged: " if done.unchanged else "") + done.what)
+    if done.page:
+        _line("report", done.page)
+    page = {"report": done.page} if done.page else {}
+    facts = {"command": name, "unchanged": done.unchanged, "reference": done.reference}
+    _answer(as_json, facts | page | done.numbers)
+
+
+def _line(key: str, text: str) -> None:
+    """One fact: aligned on a terminal, key=value elsewhere."""
+    print(f"{key:<9} {text}" if sys.stdout.isatty() else f"{key}={shlex.quote(text)}", flush=True)
+
+
+def _answer(as_json: bool, result: dict[str, Any]) -> None:
+    if as_json:
+        print(json.dumps(result, sort_keys=True), flush=True)
+
+
+if __name__ == "__main__":
+    main()

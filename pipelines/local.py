@@ -1,0 +1,164 @@
+"""The DAG on this machine: kfp.local runs each step as a process, and a person sees one line per step.
+
+KFP prints everything to standard output, ours and its own. All of it goes to ``run.log`` in the run's folder; of the
+event lines in it, ``done`` becomes a step's line and the workers' become the progress bar.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, TextIO
+
+from components._launch import import_path
+from components._progress import Progress
+from des_core import log, storage
+from des_core.config import Config
+from des_core.errors import DesError, UserError
+
+EVENTS = ("step", "valid", "evaluate", "checkpoint", "resume")
+"""Workers' events."""
+
+QUIET_S = 10.0
+"""Without a terminal: seconds between two lines of progress."""
+
+
+class StepFailed(DesError):
+    """A step of the pipeline failed; it leaves with the step's own code."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = code
+
+
+def run(config: Config, as_of: str, tell: Callable[[dict[str, str]], None]) -> dict[str, dict[str, str]]:
+    """Run all steps; the ``done`` event of each.
+
+    Args:
+        tell: called with the ``start`` and ``done`` events of every step as they happen.
+
+    Raises:
+        StepFailed: with the failed step's one line.
+    """
+    folder = Path(config.run.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    error_file = storage.join(config.storage.root, "error.json")
+    storage.delete(error_file)
+    log_path = folder / "run.log"
+    with open(log_path, "w", encoding="utf-8") as file, Progress(QUIET_S) as progress:
+        router = Router(file, progress, tell)
+        with redirect_stdout(router), _interpreter() as scratch:
+            finished = _run_dag(config, as_of, scratch)
+    if not finished:
+        raise _failure(error_file, router, log_path)
+    return router.done
+
+
+class Router(io.TextIOBase):
+    """Standard output while KFP runs: a log, from which event lines are picked."""
+
+    def __init__(self, file: TextIO, progress: Progress, tell: Callable[[dict[str, str]], None]) -> None:
+        self._file, self._progress, self._tell = file, progress, tell
+        self._line = ""
+        self._since = time.monotonic()
+        self.started = ""
+        self.done: dict[str, dict[str, str]] = {}
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self._file.write(text)
+        *whole, self._line = (self._line + text).split("\n")
+        for line in whole:
+            self._heed(log.parse_event(line.strip()))
+        return len(text)
+
+    def flush(self) -> None:
+        # Loggers that KFP gave this stream outlive the run.
+        if not self._file.closed:
+            self._file.flush()
+
+    def _heed(self, event: dict[str, str]) -> None:
+        kind = event.get("event")
+        if kind in EVENTS:
+            self._progress.show(event)
+        elif kind in ("start", "done"):
+            self._progress.close()
+            self.started = event["name"]
+            if kind == "done":
+                # A step's own clock does not see its process begin.
+                now = time.monotonic()
+                event |= {"seconds": f"{now - self._since:.1f}"}
+                self._since = now
+                self.done[event["name"]] = event
+            self._tell(event)
+
+
+def _run_dag(config: Config, as_of: str, scratch: str) -> bool:
+    """Whether all steps finished."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from kfp import local
+
+        from pipelines.training import training
+
+        root = os.path.join(config.run.dir, "pipeline")
+        storage.delete(root)
+        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root, raise_on_error=True)
+        try:
+            training(config=config.model_dump_json(), as_of=as_of)
+        except RuntimeError:
+            # KFP's word for a step that failed; error.json has ours.
+            return False
+    return True
+
+
+@contextmanager
+def _interpreter() -> Iterator[str]:
+    """A scratch folder that is first on PATH, with our own interpreter as ``python3``, tied to this process.
+
+    KFP writes the interpreter's path over every ``python3`` of a step's command, in its arguments too: a config with
+    such a path would change. So it is told that the interpreter's name is ``python3``.
+    """
+    with tempfile.TemporaryDirectory(prefix="des-run-") as scratch:
+        program = Path(scratch) / "bin" / "python3"
+        program.parent.mkdir()
+        # Steps are started as "python3 -m MODULE ...".
+        program.write_text(
+            f'#!/bin/sh\nshift\nexec {shlex.quote(sys.executable)} -m components._tied --watch-output "$@"\n'
+        )
+        program.chmod(0o755)
+        changes = {
+            "PATH": f"{program.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "PYTHONSAFEPATH": "1",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": import_path(),
+            "TMPDIR": scratch,
+            "DES_LOCAL_RUN": "1",
+        }
+        saved, executable = dict(os.environ), sys.executable
+        os.environ.update(changes)
+        sys.executable = "python3"
+        try:
+            yield scratch
+        finally:
+            sys.executable = executable
+            os.environ.clear()
+            os.environ.update(saved)
+
+
+def _failure(error_file: str, router: Router, log_path: Path) -> DesError:
+    if storage.exists(error_file):
+        error: dict[str, Any] = storage.read_json(error_file)
+        told = error["code"] == UserError.exit_code or "; see " in error["message"]
+        return StepFailed(error["code"], error["message"] + ("" if told else f"; see {log_path}"))
+    return StepFailed(1, f"step {router.started or 'resolve'} ended without a word (killed?); see {log_path}")

@@ -1,0 +1,133 @@
+"""What ``des run`` and ``des plan`` show: short lines for a terminal, key=value for anything else."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from des_core import log, storage
+from des_core.config import Config
+from des_core.release.gate import Verdict
+from des_core.release.registry import Registered
+from des_core.run import pin
+
+
+def step_teller(out: TextIO) -> Callable[[dict[str, str]], None]:
+    """Writes one line per step to ``out``: its name when it starts, the rest when it is done."""
+    terminal = out.isatty()
+
+    def tell(event: dict[str, str]) -> None:
+        if event["event"] == "done":
+            text = f"{event['name']:<9}{float(event['seconds']):>7.1f} s  {event['what']}"
+            fields = {key: value for key, value in event.items() if key != "event"}
+            print(text if terminal else log.format_event("done", **fields), file=out, flush=True)
+        elif terminal:
+            # What comes next, the bar or the finished line, is written over it.
+            print(event["name"], end="\r", file=out, flush=True)
+
+    return tell
+
+
+def of_run(config: Config, unchanged: bool) -> dict[str, Any]:
+    """The latest run's result, read from its files."""
+    run = pin(config)
+    record = Registered.load(run.reference("version.json"))
+    verdict = Verdict.load(run.reference("gate.json"))
+    report = storage.read_json(run.path("report.json"))
+    keys = ("auc", "logloss", "rmse", "samples")
+    return {
+        "name": record.name,
+        "version": int(record.version),
+        "aliases": list(record.aliases),
+        "unchanged": unchanged,
+        "verdict": verdict.verdict,
+        "reasons": list(verdict.reasons),
+        **{key: report[key] for key in keys if report.get(key) is not None},
+        "run_key": run.key,
+        "report": storage.join(config.storage.root, "report.html"),
+        "predictions": storage.join(config.storage.root, "predictions.parquet"),
+        "mlflow_ui": mlflow_ui(config.registry.tracking_uri),
+    }
+
+
+def mlflow_ui(tracking_uri: str) -> str:
+    """The address of a server's page, or the command that shows a database."""
+    if tracking_uri.startswith("http"):
+        return tracking_uri
+    return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
+
+
+def tell(result: dict[str, Any]) -> None:
+    """Print a run's result, where to look last."""
+    aliases = ", ".join(result["aliases"]) or "no alias any more"
+    version = f"unchanged, version {result['version']}" if result["unchanged"] else f"version {result['version']}"
+    metric = ("test AUC", "auc") if "auc" in result else ("test RMSE", "rmse")
+    lines = [
+        ("model", f"{result['name']} {version} ({aliases})"),
+        (metric[0], f"{result[metric[1]]:.4f}" if metric[1] in result else "none"),
+        ("verdict", f"{result['verdict']}: {'; '.join(result['reasons'])}"),
+        ("report", result["report"]),
+        ("mlflow ui", result["mlflow_ui"]),
+    ]
+    for key, text in lines:
+        if sys.stdout.isatty():
+            print(f"{key:<10}{text}")
+        else:
+            print(f"{key.replace(' ', '_').lower()}={shlex.quote(text)}")
+    sys.stdout.flush()
+
+
+def show_plan(plan: dict[str, Any]) -> None:
+    """Print a plan: tables on a terminal, one line per fact elsewhere."""
+    if not sys.stdout.isatty():
+        for operator in plan["operators"]:
+            sizes = {f"{kind}_bytes": size for kind, size in operator["alternatives"].items()}
+            print(
+                log.format_event(
+                    "operator", name=operator["name"], width=operator["width"], **sizes, chosen=operator["chosen"]
+                )
+            )
+        for rank, joint in enumerate(plan["joint"]):
+            choice = ",".join(f"{name}:{kind}" for name, kind in joint["choice"].items())
+            print(log.format_event("joint", rank=rank + 1, choice=choice, bytes_per_step=joint["bytes_per_step"]))
+        for row in plan["placement"]:
+            print(log.format_event("worker", **{**row, "fields": ",".join(row["fields"])}))
+        return
+    _plan_tables(plan)
+
+
+def _plan_tables(plan: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    head = f"{plan['workers']} workers, {plan['batch']:,} samples per step; bytes per worker per step, both ways"
+    operators = Table("operator", "width P", title=head, title_justify="left")
+    for column in ("sum", "gather", "chosen"):
+        operators.add_column(column, justify="left" if column == "chosen" else "right")
+    for row in plan["operators"]:
+        sizes = [size(row["alternatives"][kind]) for kind in ("sum", "gather")]
+        operators.add_row(row["name"], str(row["width"]), *sizes, row["chosen"])
+    joint = Table("joint choice", title="all operators together, the fewest bytes first", title_justify="left")
+    joint.add_column("bytes per step", justify="right")
+    for row in plan["joint"]:
+        joint.add_row(", ".join(f"{name}: {kind}" for name, kind in row["choice"].items()), size(row["bytes_per_step"]))
+    workers = Table("worker", "fields", title="who owns what", title_justify="left")
+    for column in ("lookups", "bytes", "rows"):
+        workers.add_column(column, justify="right")
+    for row in plan["placement"]:
+        shares = [f"{100 * row[key]:.1f} %" for key in ("lookups_share", "bytes_share")]
+        workers.add_row(str(row["worker"]), ", ".join(row["fields"]), *shares, f"{row['rows']:,}")
+    for table in (operators, joint, workers):
+        console.print(table)
+
+
+def size(count: float) -> str:
+    """Bytes in the largest unit that keeps a digit before the point."""
+    for unit in ("B", "kB", "MB"):
+        if abs(count) < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

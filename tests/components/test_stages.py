@@ -1,0 +1,118 @@
+"""Stages: what is checked before work, what is skipped when it is done, what is no longer trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from components import _stages
+from des_core import storage
+from des_core.config import Config
+from des_core.contracts import Dataset
+from des_core.data import features
+from des_core.errors import ConfigError, DataError, RegistryError, UserError
+from des_core.release.gate import Champion
+from tests.finished import config_of, finished_run
+
+
+def test_what_is_there_is_resolved_to_itself(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    done = _stages.resolve(config, "2026-01-31")
+    assert Config.model_validate_json(done.reference) == config
+    assert done.what == "fm on 2 workers, 1 file of csv logs"
+
+
+@pytest.mark.parametrize("as_of", ["[[ScheduledTime]]", "{{workflow.creationTimestamp}}"])
+def test_a_time_that_nobody_expanded_is_refused(tmp_path: Path, as_of: str) -> None:
+    with pytest.raises(ConfigError, match="was not expanded"):
+        _stages.resolve(config_of(tmp_path), as_of)
+
+
+def test_missing_logs_and_registries_that_cannot_be_are_told_first(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.csv: no such file"):
+        _stages.resolve(config_of(tmp_path, f"source.path={tmp_path}/none.csv"))
+    with pytest.raises(RegistryError, match="write it as sqlite:///"):
+        _stages.resolve(config_of(tmp_path, "registry.tracking_uri=mlruns"))
+
+
+def many_logs(folder: Path, *overrides: str) -> Config:
+    config = config_of(folder, *overrides)
+    rows = [f"{row % 2},u{row % 7},a|t{row % 3},{row}" for row in range(200)]
+    (folder / "logs.csv").write_text("\n".join(["click,user,tags,price", *rows]) + "\n")
+    return config
+
+
+def test_ingestion_says_what_it_found_and_when_nothing_changed(tmp_path: Path) -> None:
+    config = many_logs(tmp_path)
+    first = _stages.ingest(config)
+    assert first.what == "160 train, 20 valid, 20 test rows, 3 fields"
+    assert not first.unchanged
+    again = _stages.ingest(config)
+    assert (again.unchanged, again.reference) == (True, first.reference)
+
+
+def test_bad_rows_are_told(tmp_path: Path) -> None:
+    config = many_logs(tmp_path, "source.max_bad_share=0.1")
+    with open(tmp_path / "logs.csv", "a") as file:
+        file.write("7,u1,a,1\n")
+    assert _stages.ingest(config).what.endswith("; 1 bad row in quarantine")
+
+
+def test_only_the_very_same_logs_and_config_count_as_ingested(tmp_path: Path) -> None:
+    config = many_logs(tmp_path)
+    assert not _stages._ingested(config)
+    features.ingest(config)
+    assert _stages._ingested(config)
+    assert not _stages._ingested(many_logs(tmp_path, "fields=[{name='user'}]"))
+    with open(tmp_path / "logs.csv", "a") as file:
+        file.write("1,u1,a,1\n")
+    assert not _stages._ingested(config)
+    (tmp_path / "logs.csv").unlink()
+    with pytest.raises(DataError, match="no such file"):
+        _stages._ingested(config)
+
+
+def test_a_trained_run_is_not_trained_again(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    done = _stages.train(run)
+    assert done.unchanged
+    assert done.what == "2 workers, 96 steps, 41,250 samples/s"
+    assert done.reference == str(run.reference("training.json"))
+
+
+def test_training_whose_checkpoint_is_gone_is_no_training(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    storage.delete(run.checkpoints)
+    with pytest.raises(UserError, match="run des train first"):
+        _stages.evaluate(run)
+
+
+def test_an_evaluated_run_is_only_compared_and_shown(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    done = _stages.evaluate(run)
+    assert not done.unchanged, "the comparison is new"
+    assert Champion.load(run.reference("champion.json")).status == "none"
+    assert done.numbers["auc"] == storage.read_json(run.path("report.json"))["auc"]
+    assert (Path(run.config.run.dir) / "report.html").exists()
+    again = _stages.evaluate(run)
+    assert (again.unchanged, again.reference) == (True, done.reference)
+
+
+def test_the_gate_is_told_with_all_its_reasons(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    with pytest.raises(UserError, match="run des evaluate first"):
+        _stages.gate(run)
+    _stages.evaluate(run)
+    done = _stages.gate(run)
+    assert done.what.startswith("accept: AUC 0.")
+    assert done.what.endswith("; there is no champion to compare with")
+    assert _stages.gate(run).unchanged
+
+
+def test_a_run_that_is_not_registered_is_not_settled(tmp_path: Path) -> None:
+    config = many_logs(tmp_path)
+    assert _stages.settled(config) is None
+    features.ingest(config)
+    assert _stages.settled(config) is None
+    assert Dataset.load(features.ingest(config)).rows("train") == 160

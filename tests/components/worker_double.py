@@ -1,0 +1,66 @@
+"""A worker that behaves as told by DES_TEST_WORKER, in place of the engine's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from des_core import log
+
+RANK = int(os.environ["RANK"])
+
+
+def done() -> None:
+    if RANK == 0:
+        log.emit("step", step=7, of=10, epoch=1, loss=0.5, samples_per_s=100, eta_s=1, to=sys.stdout)
+        print("a word of no meaning")
+        seen = {"arguments": sys.argv[1:], "environment": dict(os.environ), "path": sys.path}
+        Path(os.environ["DES_TEST_FOLDER"], "seen.json").write_text(json.dumps(seen))
+
+
+def mistaken() -> None:
+    if RANK == 1:
+        leave(2, "checkpoint was written for factors=16; set model.factors = 16")
+        sys.exit(2)
+    time.sleep(60)
+
+
+def killed() -> None:
+    if RANK == 0:
+        log.emit("step", step=7, of=10, to=sys.stdout)
+        time.sleep(60)
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def frozen() -> None:
+    if RANK == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(1)
+    leave(1, "worker 1 has not answered for 1 s (killed, frozen or cut off)")
+    os._exit(1)
+
+
+def crashed() -> None:
+    raise RuntimeError("nobody foresaw this")
+
+
+def staying() -> None:
+    Path(os.environ["DES_TEST_FOLDER"], f"pid-{RANK}").write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def leave(code: int, message: str) -> None:
+    path = Path(os.environ["DES_ERROR_FILE"])
+    partial = path.with_suffix(f".{RANK}")
+    partial.write_text(json.dumps({"code": code, "message": message, "worker": RANK}))
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    Path(os.environ["DES_TEST_FOLDER"], f"pid-{RANK}").write_text(str(os.getpid()))
+    globals()[os.environ["DES_TEST_WORKER"]]()

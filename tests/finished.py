@@ -1,0 +1,160 @@
+"""A run whose files are all there, written by hand: for tests of what comes after training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from des_core import metrics, storage
+from des_core.config import Config, load_config
+from des_core.contracts import Dataset, FieldSpec, FieldStats, Part, Reference, Segment
+from des_core.run import Run, features_uri, pin
+
+TOML = """
+[run]
+name = "shop"
+
+[source]
+path = "logs.csv"
+label = "click"
+
+[[fields]]
+name = "user"
+
+[[fields]]
+name = "tags"
+kind = "multi"
+
+[[fields]]
+name = "price"
+kind = "numeric"
+transform = "log1p"
+
+[model]
+name = "fm"
+
+[train]
+workers = 2
+"""
+
+
+def config_of(folder: Path, *overrides: str) -> Config:
+    """A small click run under ``folder``."""
+    path = folder / "shop.toml"
+    path.write_text(TOML)
+    (folder / "logs.csv").write_text("click,user,tags,price\n1,ann,a|b,3\n0,bob,,\n1,cid,b,7.5\n")
+    return load_config(path, (f"run.dir={folder}/runs/shop", *overrides))
+
+
+def dataset_of(config: Config) -> Dataset:
+    """A data manifest as ingestion writes it."""
+    fields = tuple(
+        FieldSpec(table=field.table or field.name, column=field.column or field.name, **_kept(field.model_dump()))
+        for field in config.fields
+    )
+    stats = {
+        "user": FieldStats(
+            lookups_per_sample=1.0, missing_share=0.0, cardinality=41_207, top=((1, 812, "ann"), (2, 640, "<b>bob</b>"))
+        ),
+        "tags": FieldStats(lookups_per_sample=2.4, missing_share=0.083, cardinality=96, top=((3, 9_000, "new"),)),
+        "price": FieldStats(lookups_per_sample=1.0, missing_share=0.31, cardinality=800),
+    }
+    return Dataset(
+        spec=config.features_digest,
+        task=config.source.task,
+        fields=fields,
+        has_group=False,
+        has_time=False,
+        parts={"all": Part(path="all.parquet", sha256="0" * 64, rows=40_000, bad_rows=7)},
+        splits={
+            "train": (Segment(part="all", start=0, stop=32_000),),
+            "valid": (Segment(part="all", start=32_000, stop=36_000),),
+            "test": (Segment(part="all", start=36_000, stop=40_000),),
+        },
+        files=("0123456789abcdef",),
+        stats=stats,
+    )
+
+
+def finished_run(folder: Path, *overrides: str, samples: int = 4_000, skill: float = 1.4, seed: int = 1) -> Run:
+    """A run after evaluation, whose predictions are as good as ``skill`` says."""
+    config = config_of(folder, *overrides)
+    dataset_of(config).write(features_uri(config))
+    run = pin(config)
+    labels, scores = predictions_of(samples, skill, seed)
+    write_predictions(run, labels, scores)
+    manifest = storage.join(run.checkpoints, "step-0000000096", "manifest.json")
+    checkpoint = str(Reference(manifest, storage.write_json(manifest, {"run_key": run.key})))
+    training = {"workers": 2, "steps": 96, "valid": [], "samples_per_s": 41_250.0, "checkpoint": checkpoint}
+    storage.write_json(run.path("training.json"), training)
+    storage.write_json(run.path("report.json"), report_of(run, labels, scores))
+    return run
+
+
+def predictions_of(samples: int, skill: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels drawn from logits, and probabilities that know ``skill`` of them."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(-1.0, 1.5, samples)
+    labels = (random.random(samples) < 1 / (1 + np.exp(-logits))).astype(np.float32)
+    guess = -1.0 + (logits + 1.0) * min(skill, 1.0) + random.normal(0, abs(1.5 - skill) + 0.1, samples)
+    return labels, 1 / (1 + np.exp(-guess))
+
+
+def write_predictions(run: Run, labels: np.ndarray, scores: np.ndarray, name: str = "predictions.parquet") -> pa.Table:
+    """A predictions file of rows 0, 1, ... of one raw file."""
+    samples = [f"0123456789abcdef:{row}" for row in range(len(labels))]
+    table = pa.table({"sample": samples, "label": pa.array(labels, pa.float32()), "probability": scores})
+    with storage.writer(run.path(name)) as file:
+        pq.write_table(table, file)
+    return table
+
+
+def report_of(run: Run, labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+    """A report as the evaluator writes it."""
+    click = run.config.source.task == "click"
+    test = metrics.judge(run.config.source.task, labels, scores)
+    ledger = {
+        "fm": ("sum", 278_528.0, 278_528.0, 1.21),
+        "dense gradients": ("all_reduce", 4.0, 4.0, 0.35),
+        "metrics": ("all_reduce", 4.0, 4.0, 0.35),
+    }
+    return {
+        "split": "test",
+        "task": run.config.source.task,
+        **test,
+        "valid": test,
+        "roc": metrics.roc(labels, scores) if click else [],
+        "calibration_bins": metrics.calibration_bins(labels, scores),
+        "workers": 2,
+        "steps": 96,
+        "seconds": 2.3,
+        "samples_per_s": 41_250.0,
+        "peak_rss_mb": 512.0,
+        "device": "cpu",
+        "history": [{"step": s, "epoch": s // 32, "loss": 0.45 + 0.24 * float(np.exp(-s / 30))} for s in range(1, 97)],
+        "epochs": [
+            {"epoch": n, "step": 32 * n, "score": a, "auc": a if click else None, "rmse": None if click else 1 - a}
+            for n, a in ((1, 0.731), (2, 0.748), (3, 0.7461))
+        ],
+        "table": [
+            {"step": s, "rows": 42_000 * (1 - float(np.exp(-s / 40))), "bytes": 1.0, "load": 0.4} for s in range(1, 97)
+        ],
+        "exchange": {
+            name: {"kind": k, "predicted_bytes_per_step": p, "counted_bytes_per_step": c, "ms_per_step": t}
+            for name, (k, p, c, t) in ledger.items()
+        },
+        "plan": {"choice": {"fm": "sum"}, "owned_fields": [[0], [1, 2]]},
+        "checkpoint": "",
+        "trained_samples": 96_000,
+        "model": run.config.model.model_dump(mode="json") | {"dense_parameters": 1},
+        "run": {"name": run.config.run.name, "key": run.key, "config_digest": run.config.digest},
+        "dataset": {"reference": str(run.dataset), "rows": {}, "bad_rows": 7, "fields": {}},
+    }
+
+
+def _kept(field: dict[str, Any]) -> dict[str, Any]:
+    return {key: field[key] for key in field if key not in ("table", "column")}

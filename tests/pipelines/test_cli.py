@@ -1,0 +1,188 @@
+"""The command line: one line for every mistake, the right exit code, and JSON as the last line when asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from des_core import __version__, storage
+from pipelines import cli, summary
+from tests.finished import config_of, finished_run
+
+ROOT = Path(__file__).parent.parent.parent
+DES = [sys.executable, "-c", "from pipelines.cli import main; main()"]
+COMMANDS = ["run", "compile", "ingest", "train", "evaluate", "register", "predict", "plan", "generate"]
+
+
+@pytest.fixture
+def toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A config in the current directory."""
+    config_of(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return "shop.toml"
+
+
+def des(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command in this process."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        cli.main(list(words))
+    said = capsys.readouterr()
+    return int(caught.value.code or 0), said.out, said.err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str, code: int = 2) -> str:
+    """The one line of a command that is refused, the same with --json."""
+    found, out, err = des(capsys, *words)
+    assert (found, out) == (code, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    found, out, again = des(capsys, *words, "--json")
+    assert (found, again) == (code, err)
+    assert json.loads(out.splitlines()[-1]) == {"error": err.removeprefix("error: ").rstrip("\n"), "code": code}
+    return err
+
+
+def test_every_command_is_listed_and_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = des(capsys, "--help")
+    assert code == 0
+    listed = out.partition("Commands:")[2]
+    assert [line.split()[0] for line in listed.splitlines() if line.strip()] == COMMANDS
+    assert "..." not in listed, "a command's line must fit"
+    assert des(capsys)[:2] == (0, out)
+    for command in COMMANDS:
+        code, out, _ = des(capsys, command, "--help")
+        assert code == 0
+        assert "--json" in out
+        assert ("--set" in out) == (command != "generate")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert des(capsys, "--version")[:2] == (0, f"des {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["runn"], "No such command 'runn'"),
+        (["run"], "Missing option '-c' / '--config'; see: des run --help"),
+        (["run", "-c", "shop.toml", "--sett", "a.b=1"], "--sett"),
+        (["plan", "-c", "shop.toml", "--workers", "0"], "--workers"),
+        (["plan", "-c", "shop.toml", "--workers", "two"], "--workers"),
+        (["generate", "--days", "1"], "Missing option '--out'"),
+        (["run", "-c", "none.toml"], "none.toml: no such config file"),
+        (["run", "-c", "shop.toml", "--set", "model.nam=fm"], "did you mean name?"),
+        (["run", "-c", "shop.toml", "--set", "nonsense"], "write it as section.key=value"),
+        (["plan", "-c", "shop.toml"], "no features yet; run des ingest"),
+        (["train", "-c", "shop.toml"], "no features yet; run des ingest"),
+        (["predict", "--model", "models:/a@b", "--input", "a", "--output", "b"], "give the run's config with -c FILE"),
+        (["predict", "--model", "m", "--input", "a", "--output", "b", "--set", "a.b=1"], "give one with -c FILE"),
+        (["compile", "-c", "shop.toml", "-o", "none/pipeline.yaml"], "no such folder for pipeline.yaml"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(
+    toml: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert message in refused(capsys, *words)
+
+
+def test_commands_out_of_order_say_which_comes_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert "run des evaluate first" in refused(capsys, "register", "-c", "shop.toml")
+    storage.delete(run.path("training.json"))
+    assert "run des train first" in refused(capsys, "evaluate", "-c", "shop.toml")
+
+
+def test_an_unforeseen_error_is_one_line_that_names_the_traceback(
+    toml: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def explode(*_: Any) -> None:
+        raise KeyError("lost")
+
+    monkeypatch.setattr(cli, "crash_folder", str(tmp_path))
+    monkeypatch.setattr("des_core.config.load_config", explode)
+    line = refused(capsys, "run", "-c", toml, code=1)
+    assert "unexpected KeyError: 'lost'" in line
+    assert "raise KeyError" in Path(line.split()[-1]).read_text()
+
+
+def test_compile_says_what_it_wrote(toml: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = des(capsys, "compile", "-c", toml, "-o", "pipeline.yaml", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out.splitlines()[-1])["pipeline"] == "pipeline.yaml"
+    assert out.splitlines()[0] == "pipeline=pipeline.yaml"
+    assert Path("pipeline.yaml").exists()
+
+
+def start(*words: str, **options: Any) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+    return subprocess.Popen([*DES, *words], env=environment, text=True, **options)
+
+
+def test_ctrl_c_is_one_line_and_code_130(tmp_path: Path) -> None:
+    words = ("generate", "--out", str(tmp_path), "--days", "300", "--rows-per-day", "400000", "--json")
+    with start(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        end = time.monotonic() + 60
+        while not list(tmp_path.iterdir()) and time.monotonic() < end:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "error: interrupted\n")
+    assert json.loads(out.splitlines()[-1]) == {"error": "interrupted", "code": 130}
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with start("--version", stdout=write, stderr=subprocess.PIPE) as process:
+        os.close(write)
+        _, err = process.communicate(timeout=30)
+    assert err == ""
+
+
+PLAN = {
+    "workers": 2,
+    "batch": 1024,
+    "operators": [{"name": "fm", "width": 17, "alternatives": {"sum": 69632.0, "gather": 278528.0}, "chosen": "sum"}],
+    "joint": [
+        {"choice": {"fm": "sum"}, "bytes_per_step": 69640.0},
+        {"choice": {"fm": "gather"}, "bytes_per_step": 3e5},
+    ],
+    "placement": [
+        {"worker": 0, "fields": ["user"], "lookups_share": 0.25, "bytes_share": 0.9, "rows": 41207},
+        {"worker": 1, "fields": ["tags", "price"], "lookups_share": 0.75, "bytes_share": 0.1, "rows": 896},
+    ],
+    "dense_bytes_per_step": 4.0,
+}
+
+
+def test_a_plan_is_one_line_per_fact(capsys: pytest.CaptureFixture[str]) -> None:
+    summary.show_plan(PLAN)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "event=operator name=fm width=17 sum_bytes=69632 gather_bytes=278528 chosen=sum"
+    assert lines[1] == "event=joint rank=1 choice=fm:sum bytes_per_step=69640"
+    assert lines[-1] == "event=worker worker=1 fields=tags,price lookups_share=0.75 bytes_share=0.1 rows=896"
+
+
+def test_a_plan_on_a_terminal_is_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    summary._plan_tables(PLAN)
+    out = capsys.readouterr().out
+    for word in ("2 workers", "69.6 kB", "279 kB", "tags, price", "75.0 %", "41,207"):
+        assert word in out
+
+
+def test_the_registry_is_shown_by_its_command_or_its_address() -> None:
+    assert summary.mlflow_ui("sqlite:////a b/mlflow.db") == "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'"
+    assert summary.mlflow_ui("http://mlflow:5000") == "http://mlflow:5000"

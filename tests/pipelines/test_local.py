@@ -1,0 +1,414 @@
+"""The whole way on this machine, by the real command line, KFP, workers and MLflow, on small synthetic logs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+import pytest
+
+from des_core import log, storage
+from des_core.config import StorageConfig, load_config
+from des_core.contracts import FILE, LABEL, ROW, Dataset
+from des_core.data import features
+from des_core.data.batches import Stream
+from des_core.release import champion
+from des_core.release.gate import Champion, Verdict, decide
+from des_core.run import Run, pin
+from pipelines import cli
+
+ROOT = Path(__file__).parent.parent.parent
+DES = [sys.executable, "-c", "from pipelines.cli import main; main()"]
+
+TOML = """
+[run]
+name = "small"
+[source]
+path = "logs/{day}.csv"
+time = "time"
+[split]
+by = "time"
+[[fields]]
+name = "user"
+[[fields]]
+name = "item"
+[[fields]]
+name = "tags"
+kind = "multi"
+[[fields]]
+name = "price"
+kind = "numeric"
+transform = "log1p"
+[model]
+name = "fm"
+factors = 4
+[train]
+workers = 2
+batch = 256
+[optimizer.rows]
+learning_rate = 0.02
+[gate]
+min_auc = 0.3
+max_auc_drop = 0.3
+"""
+
+
+class Ended(NamedTuple):
+    """A command that ended."""
+
+    code: int
+    lines: list[str]
+    error: str
+    answer: dict[str, Any]
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """A command in ``folder``, apart from this process's group."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [*DES, *words], cwd=folder, env=environment, text=True, stdout=pipe, stderr=pipe, start_new_session=True
+    )
+
+
+def des(folder: Path, *words: str) -> Ended:
+    """Run a command with --json to its end."""
+    with start(folder, *words, "--json") as process:
+        out, error = process.communicate(timeout=240)
+    lines = out.splitlines()
+    return Ended(process.returncode, lines, error, json.loads(lines[-1]))
+
+
+def des_here(folder: Path, capfd: pytest.CaptureFixture[str], *words: str) -> Ended:
+    """As ``des``, in this process, which has loaded MLflow and torch already."""
+    capfd.readouterr()
+    with contextlib.chdir(folder), pytest.raises(SystemExit) as caught:
+        cli.main([*words, "--json"])
+    said = capfd.readouterr()
+    lines = said.out.splitlines()
+    return Ended(int(caught.value.code or 0), lines, said.err, json.loads(lines[-1]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Logs, a config, and the user's own packages of our packages' names."""
+    folder = tmp_path_factory.mktemp("work place")
+    for name in ("components", "k8s", "des_core", "pipelines"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    (folder / "small.toml").write_text(TOML)
+    assert des(folder, "generate", "--out", "logs", "--days", "2", "--rows-per-day", "2000").code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path) -> Ended:
+    return des(folder, "run", "-c", "small.toml")
+
+
+def test_one_command_ends_with_a_registered_champion(folder: Path, first: Ended) -> None:
+    assert first.code == 0, first.error
+    assert (first.answer["version"], first.answer["aliases"]) == (1, ["candidate", "champion"])
+    assert first.answer["verdict"] == "accept"
+    assert not first.answer["unchanged"]
+    steps = [event for event in map(log.parse_event, first.lines) if event.get("event") == "done"]
+    assert [step["name"] for step in steps] == ["resolve", "ingest", "train", "evaluate", "gate", "register"]
+    assert len(first.lines) == len(steps) + 6, "one line per step, the summary, and the JSON"
+    summary = "\n".join(first.lines)
+    for word in ("version 1 (candidate, champion)", "test_auc=0.", "report.html", "mlflow_ui="):
+        assert word in summary
+    assert first.answer["mlflow_ui"].startswith("mlflow ui --backend-store-uri 'sqlite:////")
+    assert "event=valid" in first.error
+    assert "KFP" not in first.error
+    assert "Warning" not in first.error
+
+
+def test_results_are_where_people_look(folder: Path, first: Ended) -> None:
+    root = folder / "runs" / "small"
+    key = (root / "latest").read_text().strip()
+    assert first.answer["run_key"].startswith(key)
+    own = root / "runs" / key
+    for name in ("inputs.json", "training.json", "gate.json", "champion.json", "version.json", "train.log"):
+        assert (own / name).exists()
+    for name in ("report.json", "report.html", "predictions.parquet"):
+        assert (root / name).read_bytes() == (own / name).read_bytes()
+    assert (root / "run.log").exists()
+    assert (root / "mlflow.db").exists()
+    assert (root / "artifacts").is_dir()
+    assert not (root / "error.json").exists()
+    assert not (folder / "mlruns").exists()
+    report = json.loads((root / "report.json").read_text())
+    assert report["auc"] == first.answer["auc"]
+    assert "Accepted: version 1 is champion" in (root / "report.html").read_text()
+    predictions = pq.read_table(root / "predictions.parquet")
+    assert predictions.column_names == ["sample", "label", "probability"]
+    assert predictions.num_rows == report["samples"]
+
+
+def test_the_same_again_is_unchanged(folder: Path, first: Ended) -> None:
+    before = snapshot(folder / "runs" / "small")
+    again = des(folder, "run", "-c", "small.toml")
+    assert again.code == 0, again.error
+    assert any("unchanged, version 1" in line for line in again.lines)
+    assert again.answer == first.answer | {"unchanged": True}
+    assert snapshot(folder / "runs" / "small") == before
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    """Everything but logs, the database and KFP's own folder."""
+    left_out = ("pipeline", "mlflow.db", "run.log")
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.relative_to(root).parts[0] not in left_out
+    }
+
+
+def test_single_commands_share_the_pipelines_results(
+    folder: Path, first: Ended, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("ingest", "train", "evaluate", "register"):
+        ended = des_here(folder, capfd, command, "-c", "small.toml")
+        assert ended.code == 0, ended.error
+        assert ended.answer["unchanged"] is True, command
+    assert ended.answer["version"] == 1
+
+
+def test_a_plan_of_what_was_ingested_is_printed(folder: Path, first: Ended, capfd: pytest.CaptureFixture[str]) -> None:
+    ended = des_here(folder, capfd, "plan", "-c", "small.toml", "--workers", "3")
+    assert ended.code == 0, ended.error
+    assert ended.answer["workers"] == len(ended.answer["placement"]) == 3
+    assert ended.lines[0].startswith("event=operator name=fm width=5 ")
+
+
+def test_predictions_of_raw_records_equal_the_evaluators(
+    folder: Path, first: Ended, capfd: pytest.CaptureFixture[str]
+) -> None:
+    raw = pcsv.read_csv(
+        folder / "logs" / "2026-01-02.csv", convert_options=pcsv.ConvertOptions(strings_can_be_null=True)
+    )
+    (folder / "whole.csv").write_bytes((folder / "logs" / "2026-01-02.csv").read_bytes())
+    ended = des_here(
+        folder, capfd, "predict", "--model", "models:/small@champion", "--input", "whole.csv", "--output", "scores.csv"
+    )
+    assert ended.code == 0, ended.error
+    assert ended.answer["rows"] == raw.num_rows
+    scores = pcsv.read_csv(folder / "scores.csv")
+    assert scores.column_names == ["sample", "probability"]
+    ours = dict(zip(scores["sample"].to_pylist(), scores["probability"].to_pylist(), strict=True))
+    theirs = pq.read_table(folder / "runs/small/predictions.parquet").to_pylist()
+    assert theirs
+    assert max(abs(ours[row["sample"]] - row["probability"]) for row in theirs) < 1e-6
+    rows = [int(sample.partition(":")[2]) for sample in scores["sample"].to_pylist()]
+    assert rows == list(range(raw.num_rows)), "in the file's order"
+
+
+def test_records_need_no_label_and_bad_ones_are_told(
+    folder: Path, first: Ended, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = (folder / "logs" / "2026-01-02.csv").read_text().splitlines()
+    head, *rows = [line.rpartition(",")[0] for line in lines[:11]]
+    price = head.split(",").index("price")
+    broken = rows[4].split(",")
+    broken[price] = "dear"
+    rows[4] = ",".join(broken)
+    (folder / "unlabelled.csv").write_text("\n".join([head, *rows]) + "\n")
+    words = ("--model", "models:/small/1", "--input", "unlabelled.csv", "--output", "few.csv", "-c", "small.toml")
+    ended = des_here(folder, capfd, "predict", *words)
+    assert ended.code == 0, ended.error
+    assert (ended.answer["rows"], ended.answer["bad_rows"]) == (9, 1)
+    assert "line 6" in "\n".join(ended.lines)
+    assert "price" in "\n".join(ended.lines)
+    few = [float(line.split(",")[1]) for line in (folder / "few.csv").read_text().splitlines()[1:]]
+    scores = pcsv.read_csv(folder / "scores.csv")["probability"].to_pylist()[:10]
+    assert few == pytest.approx(scores[:4] + scores[5:], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--model", "models:/small@gold", "--input", "whole.csv"), "aliases @candidate"),
+        (("--model", "models:/small@champion", "--input", "none.csv"), "none.csv"),
+        (("--model", "models:/small@champion", "--input", "odd.csv"), "no column 'user'"),
+        (("--model", "models:/small@champion", "--input", "empty.csv"), "empty.csv"),
+    ],
+)
+def test_a_prediction_that_cannot_be_made_is_one_line_and_no_file(
+    folder: Path, first: Ended, capfd: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    (folder / "odd.csv").write_text("a,b\n1,2\n")
+    (folder / "empty.csv").write_text("user,item,tags,price\n")
+    ended = des_here(folder, capfd, "predict", *words, "--output", "never.csv")
+    assert ended.code == 2
+    assert message in ended.error
+    assert ended.error.count("\n") == 1
+    assert not (folder / "never.csv").exists()
+
+
+def run_with_predictions(folder: Path, toml: str) -> Run:
+    """A run whose logs are ingested, and whose predictions say nothing."""
+    config = load_config(folder / toml, (f"run.dir={folder}/runs/small",))
+    run = pin(
+        config, features.ingest(config.model_copy(update={"storage": StorageConfig(root=str(folder / toml[:-5]))}))
+    )
+    _, labels, samples = [], [], []
+    dataset = Dataset.load(run.dataset)
+    for batch in Stream(run.dataset, "test", [LABEL, FILE, ROW]).batches(10_000):
+        labels += batch[LABEL].to_pylist()
+        pairs = zip(batch[FILE].to_pylist(), batch[ROW].to_pylist(), strict=True)
+        samples += [f"{dataset.files[file]}:{row}" for file, row in pairs]
+    table = pa.table({"sample": samples, "label": labels, "probability": np.full(len(labels), 0.5)})
+    with storage.writer(run.path("predictions.parquet")) as file:
+        pq.write_table(table, file)
+    storage.write_json(run.path("report.json"), {})
+    return run
+
+
+def test_a_champion_with_other_fields_scores_the_same_rows(folder: Path, first: Ended) -> None:
+    (folder / "other.toml").write_text(TOML.replace('name = "tags"\nkind = "multi"', 'name = "tags"'))
+    run = run_with_predictions(folder, "other.toml")
+    reference, kept = champion.score(run)
+    assert not kept
+    assert Champion.load(reference).status == "scored"
+    theirs = {row["sample"]: row["probability"] for row in pq.read_table(run.path("champion.parquet")).to_pylist()}
+    samples = pq.read_table(run.path("predictions.parquet"))["sample"].to_pylist()
+    assert sorted(theirs) == sorted(samples)
+    before = pq.read_table(folder / "runs/small/predictions.parquet").to_pylist()
+    assert max(abs(theirs[row["sample"]] - row["probability"]) for row in before) < 1e-6
+    assert not (folder / "other" / "champion-features").exists()
+    assert champion.score(run) == (reference, True)
+    verdict = Verdict.load(decide(run))
+    assert (verdict.champion, verdict.metrics["compared_samples"]) == ("1", len(samples))
+
+
+def test_a_champion_whose_column_is_gone_cannot_be_compared_and_stays(folder: Path, first: Ended) -> None:
+    (folder / "less").mkdir()
+    for name in ("2026-01-01.csv", "2026-01-02.csv"):
+        texts = pcsv.ConvertOptions(column_types={"tags": pa.string()})
+        table = pcsv.read_csv(folder / "logs" / name, convert_options=texts)
+        pcsv.write_csv(table.drop_columns("item"), folder / "less" / name)
+    text = TOML.replace("logs/{day}.csv", "less/{day}.csv").replace('[[fields]]\nname = "item"\n', "")
+    (folder / "less.toml").write_text(text)
+    run = run_with_predictions(folder, "less.toml")
+    record = Champion.load(champion.score(run)[0])
+    assert (record.status, record.version) == ("not_comparable", "1")
+    assert "'item'" in record.reason
+    assert Verdict.load(decide(run)).verdict == "not_comparable"
+    assert not (folder / "less" / "champion-features").exists()
+
+
+def test_a_step_that_fails_stops_the_run_with_its_own_line_and_code(folder: Path) -> None:
+    ended = des(
+        folder, "run", "-c", "small.toml", "--set", "source.path=none/{day}.csv", "--set", "run.dir=runs/broken"
+    )
+    assert ended.code == 2
+    assert re.fullmatch(r"error: .*none/\{day\}.csv.*\n", ended.error)
+    assert ended.answer["code"] == 2
+    assert (folder / "runs/broken/run.log").exists()
+    assert not (folder / "runs/broken/features").exists()
+
+
+def test_a_registry_that_is_down_is_told_before_anything_is_trained(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    uri = f"registry.tracking_uri=http://127.0.0.1:{port}"
+    start_s = time.monotonic()
+    ended = des(folder, "run", "-c", "small.toml", "--set", uri, "--set", "run.dir=runs/alone")
+    assert time.monotonic() - start_s < 30
+    assert ended.code == 2
+    assert f"MLflow at http://127.0.0.1:{port} cannot be reached" in ended.error
+    assert ended.error.count("\n") == 1
+    assert not (folder / "runs/alone/features").exists()
+
+
+def descendants(pid: int) -> set[int]:
+    """Ids of all processes below one."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        children.setdefault(int(words[1]), []).append(int(stat.parent.name))
+    found: set[int] = set()
+    left = [pid]
+    while left:
+        below = children.get(left.pop(), [])
+        found.update(below)
+        left += below
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+WORSE = ("--set", "gate.min_auc=0.999", "--set", "train.epochs=3", "--set", "train.checkpoint_steps=2")
+
+
+def test_a_killed_run_leaves_nobody_behind(folder: Path, first: Ended) -> None:
+    before = set((folder / "runs/small/checkpoints").iterdir())
+    with start(folder, "run", "-c", "small.toml", *WORSE) as process:
+        end = time.monotonic() + 120
+        while not new_checkpoint(folder, before) and time.monotonic() < end:
+            assert process.poll() is None
+            time.sleep(0.02)
+        below = descendants(process.pid)
+        assert len(below) >= 5, "sh, the step, torchrun and two workers"
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=30)
+    end = time.monotonic() + 10
+    while any(map(alive, below)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not [pid for pid in below if alive(pid)]
+
+
+def new_checkpoint(folder: Path, before: set[Path]) -> bool:
+    here = set((folder / "runs/small/checkpoints").iterdir()) - before
+    return any((path / "last.json").exists() for path in here)
+
+
+def test_the_next_run_finishes_it_and_a_worse_model_is_registered_but_not_champion(folder: Path, first: Ended) -> None:
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "TERM": "xterm", "COLUMNS": "200"}
+    with subprocess.Popen(
+        [*DES, "run", "-c", "small.toml", *WORSE], cwd=folder, env=environment, stdout=theirs, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        drawn = b""
+        with contextlib.suppress(OSError):
+            while piece := os.read(ours, 65536):
+                drawn += piece
+        os.close(ours)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn.decode()).replace("\r", "\n")
+    assert process.returncode == 0, text
+    lines = [line for line in text.splitlines() if line.strip()]
+    steps = [line.split()[0] for line in lines if re.match(r"\w+ +\d+\.\d s ", line)]
+    assert steps == ["resolve", "ingest", "train", "evaluate", "gate", "register"]
+    assert any(line.startswith("train ") and "loss" in line for line in lines), "the bar"
+    assert lines[-5] == "model     small version 2 (candidate)"
+    assert lines[-3].startswith("verdict   reject: AUC ")
+    assert "gate.min_auc = 0.999" in lines[-3]
+    assert not [line for line in lines if "KFP" in line or "Traceback" in line or "event=" in line]
+    assert "event=resume" in (folder / "runs/small/run.log").read_text()
+    key = (folder / "runs/small/latest").read_text().strip()
+    gate = json.loads((folder / "runs/small/runs" / key / "gate.json").read_text())
+    assert gate["champion"] == "1"
+    assert gate["metrics"]["compared_samples"] == 400

