@@ -239,6 +239,8 @@ def _run(words: list[str]) -> int:
         # The reader of our output, such as head, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        return _fail(as_json, f"{error.filename}: {error.strerror}; choose another place or change its rights", 2)
     except Exception as error:
         return _fail(as_json, _crash(error), 1)
 

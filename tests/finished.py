@@ -147,7 +147,13 @@ def report_of(run: Run, labels: np.ndarray, scores: np.ndarray) -> dict[str, Any
             name: {"kind": k, "predicted_bytes_per_step": p, "counted_bytes_per_step": c, "ms_per_step": t}
             for name, (k, p, c, t) in ledger.items()
         },
-        "plan": {"choice": {"fm": "sum"}, "owned_fields": [[0], [1, 2]]},
+        "plan": {
+            "choice": {"fm": "sum"},
+            "placement": [
+                {"worker": 0, "fields": ["user"], "lookups_share": 0.25, "bytes_share": 0.75, "rows": 1234},
+                {"worker": 1, "fields": ["tags", "price"], "lookups_share": 0.75, "bytes_share": 0.25, "rows": 411},
+            ],
+        },
         "checkpoint": "",
         "trained_samples": 96_000,
         "model": run.config.model.model_dump(mode="json") | {"dense_parameters": 1},

@@ -6,9 +6,11 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,50 @@ def test_serving_scores_are_evaluations(home: Path) -> None:
     assert set(scores) == set(expected["sample"])
     ours = np.array([scores[sample] for sample in expected["sample"]])
     np.testing.assert_allclose(ours, expected["probability"], rtol=0, atol=1e-6)
+
+
+def test_mlflow_serves_the_registered_model(home: Path) -> None:
+    """``mlflow models serve`` answers raw records with the run's own predictions."""
+    (day,) = sorted((home / "runs/demo/raw").glob("*.csv"))[-1:]
+    with open(day, newline="") as file:
+        records = list(csv.DictReader(file))[:50]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = f"models serve -m models:/demo@champion --env-manager local --host 127.0.0.1 --port {port}".split()
+    tracking = {"MLFLOW_TRACKING_URI": f"sqlite:///{home}/runs/demo/mlflow.db", "PYTHONSAFEPATH": "1"}
+    with open(home / "serve.log", "wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *words],
+            env=os.environ | tracking,
+            cwd=home,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        _until(lambda: _answers(f"http://127.0.0.1:{port}/ping"))
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps({"dataframe_records": records}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            served = json.load(response)["predictions"]
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    expected = pq.read_table(home / "runs/demo/predictions.parquet").to_pydict()
+    by_row = {int(s.split(":")[1]): p for s, p in zip(expected["sample"], expected["probability"], strict=True)}
+    np.testing.assert_allclose(served, [by_row[row] for row in range(50)], rtol=0, atol=1e-6)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def test_plan_names_the_joint_winner(home: Path) -> None:

@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numba import njit, uint64
 
 from des_core import storage
-from des_core.contracts import LABEL, ROW_GROUP, WEIGHT, Dataset, FieldSpec, Reference
+from des_core.contracts import FILE, LABEL, ROW_GROUP, WEIGHT, Dataset, FieldSpec, Reference
 from des_core.data.hashing import MISSING, hash_text, splitmix64
 from des_core.errors import StorageError
 
@@ -266,7 +267,12 @@ class Stream:
             except (OSError, pa.ArrowException) as error:
                 raise StorageError(f"{path} cannot be read ({error}); run des ingest again") from None
         table = self._files[block.part].read_row_group(block.group, columns=self._columns or [LABEL])
-        return table.slice(block.start, block.stop - block.start)
+        table = table.slice(block.start, block.stop - block.start)
+        first_file = self._manifest.parts[block.part].first_file
+        if first_file and FILE in table.column_names:
+            files = pc.add(table.column(FILE), pa.scalar(first_file, pa.int32()))
+            table = table.set_column(table.column_names.index(FILE), FILE, files)
+        return table
 
 
 def _permutation(seed: int, epoch: int, window: int, size: int) -> I64:

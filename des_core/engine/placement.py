@@ -26,7 +26,7 @@ from des_core.errors import ConfigError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-LOOKUP_SHARE = 0.5
+LOOKUP_SHARE = 0.75
 SNAP = 0.02
 
 
@@ -60,7 +60,7 @@ def place(dataset: Dataset, workers: int, row_bytes: int, limit_bytes: int = 0) 
     tables = sorted({field.table for field in dataset.fields})
     lookups_TH, rows_TH = _weights(dataset, tables)
     most = limit_bytes / row_bytes if limit_bytes else np.inf
-    for lookup_share in (LOOKUP_SHARE, LOOKUP_SHARE / 2, 0.0):
+    for lookup_share in (LOOKUP_SHARE, 0.5, 0.25, 0.0):
         weight = lookup_share * lookups_TH / lookups_TH.sum() + (1 - lookup_share) * rows_TH / rows_TH.sum()
         owner_TH = _cut(weight.reshape(-1), workers, snap=SNAP if not limit_bytes else 0.0).reshape(weight.shape)
         rows_N = np.bincount(owner_TH.reshape(-1), rows_TH.reshape(-1), workers)

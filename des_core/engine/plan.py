@@ -148,14 +148,19 @@ def explain(config: Config, dataset: Dataset, workers: int) -> dict[str, Any]:
         "joint": [{"choice": p.choice, "bytes_per_step": sum(p.predict(batch).values())} for p in plans],
         "lines": {line: {"kind": kinds[line], "bytes_per_step": count} for line, count in predicted.items()},
         "dense_bytes_per_step": predicted["dense gradients"],
-        "placement": [
-            {
-                "worker": worker,
-                "fields": [dataset.fields[number].name for number in pieces],
-                "lookups_share": float(placement.lookups_N[worker]),
-                "bytes_share": float(placement.rows_N[worker] / placement.rows_N.sum()),
-                "rows": round(float(placement.rows_N[worker])),
-            }
-            for worker, pieces in enumerate(plan.owned)
-        ],
+        "placement": balances(dataset, placement, plan),
     }
+
+
+def balances(dataset: Dataset, placement: Placement, plan: Plan) -> list[dict[str, Any]]:
+    """Per worker its fields, and its shares of lookups and of row bytes."""
+    return [
+        {
+            "worker": worker,
+            "fields": [dataset.fields[number].name for number in pieces],
+            "lookups_share": float(placement.lookups_N[worker]),
+            "bytes_share": float(placement.rows_N[worker] / placement.rows_N.sum()),
+            "rows": round(float(placement.rows_N[worker])),
+        }
+        for worker, pieces in enumerate(plan.owned)
+    ]

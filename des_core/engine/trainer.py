@@ -19,6 +19,7 @@ from des_core.contracts import GROUP, LABEL, Record, Reference
 from des_core.engine import checkpoint
 from des_core.engine.collectives import Collectives
 from des_core.engine.evaluator import columns, predict
+from des_core.engine.plan import balances
 from des_core.engine.worker import Worker, main
 from des_core.errors import CheckpointError
 from des_core.run import Run
@@ -263,7 +264,8 @@ class Trainer:
             peak = self.peers.all_reduce({"peak": peak})["peak"]
         if self.peers.rank:
             return
-        kinds, steps = self.worker.plan.kinds(), max(at.step, 1)
+        worker = self.worker
+        kinds, steps = worker.plan.kinds(), max(at.step, 1)
         storage.write_json(
             self.run.path("training.json"),
             {
@@ -286,7 +288,10 @@ class Trainer:
                     }
                     for line, kind in kinds.items()
                 },
-                "plan": {"choice": self.worker.plan.choice, "owned_fields": self.worker.plan.owned},
+                "plan": {
+                    "choice": worker.plan.choice,
+                    "placement": balances(worker.dataset, worker.placement, worker.plan),
+                },
                 "checkpoint": str(checkpoint.reference(at.best_uri if best and at.best_uri else newest)),
             },
         )

@@ -72,8 +72,10 @@ def predict(folder: str, path: str, output: str, config: Config | None = None) -
     source = _fitting(sources.source_of(config or scorer.description.config), path)
     rows, bad = 0, list[tuple[int, str]]()
     schema = pa.schema([("sample", pa.string()), ("probability", pa.float64())])
-    options = pcsv.WriteOptions(quoting_style="none")
+    options = pcsv.WriteOptions(include_header=False, quoting_style="none")
     with storage.writer(output) as file, pcsv.CSVWriter(file, schema, write_options=options) as writer:
+        # Arrow would put names in quotes.
+        file.write(b"sample,probability\n")
         for chunk in _chunks(source, path, scorer.description.fields):
             numbers, scores, faults = _score(scorer, chunk, source)
             samples = [f"{digest}:{row}" for row in numbers]

@@ -64,7 +64,7 @@ def page(
         _metrics(report),
         _figures(report),
         _network(report),
-        _workers(report, dataset),
+        _workers(report),
         _data(report, dataset),
         _footer(report, config),
     )
@@ -224,32 +224,22 @@ def _network(report: dict[str, Any]) -> str:
     return _section("Network", f'<p class="lead">{lead}</p>{table}')
 
 
-def _workers(report: dict[str, Any], dataset: Dataset) -> str:
-    """Who owns which fields, with both balances where the plan states them."""
-    plan = report.get("plan") or {}
-    names = [field.name for field in dataset.fields]
-    if "placement" in plan:
-        rows = [
-            [
-                str(row["worker"]),
-                escape(", ".join(row["fields"])) or "none",
-                _share(row["lookups_share"]),
-                _share(row["bytes_share"]),
-                f"{row['rows']:,}",
-            ]
-            for row in plan["placement"]
+def _workers(report: dict[str, Any]) -> str:
+    """Who owns which fields, and both balances as the plan expected them."""
+    plan = report["plan"]
+    rows = [
+        [
+            str(row["worker"]),
+            escape(", ".join(row["fields"])) or "none",
+            _share(row["lookups_share"]),
+            _share(row["bytes_share"]),
+            f"{row['rows']:,}",
         ]
-        heads = ["worker", "fields", "lookups", "bytes", "rows"]
-        table = _table(heads, rows, numbers=(4,), raw=True, styles={0: "tight"})
-    elif "owned_fields" in plan:
-        rows = [
-            [str(worker), escape(", ".join(names[field] for field in owned)) or "none"]
-            for worker, owned in enumerate(plan["owned_fields"])
-        ]
-        table = _table(["worker", "fields"], rows, raw=True, styles={0: "tight"})
-    else:
-        return ""
-    choice = ", ".join(f"{name} by {kind}" for name, kind in (plan.get("choice") or {}).items())
+        for row in plan["placement"]
+    ]
+    heads = ["worker", "fields", "lookups", "bytes", "rows"]
+    table = _table(heads, rows, numbers=(4,), raw=True, styles={0: "tight"})
+    choice = ", ".join(f"{name} by {kind}" for name, kind in plan["choice"].items())
     lead = f'<p class="lead">Exchange: {escape(choice)}.</p>' if choice and report["workers"] > 1 else ""
     return _section("Workers", lead + table)
 

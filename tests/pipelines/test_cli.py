@@ -86,6 +86,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["predict", "--model", "models:/a@b", "--input", "a", "--output", "b"], "give the run's config with -c FILE"),
         (["predict", "--model", "m", "--input", "a", "--output", "b", "--set", "a.b=1"], "give one with -c FILE"),
         (["compile", "-c", "shop.toml", "-o", "none/pipeline.yaml"], "no such folder for pipeline.yaml"),
+        (["run", "-c", "shop.toml", "--set", "run.dir=shop.toml/here"], "shop.toml/here: Not a directory; choose"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(

@@ -207,6 +207,7 @@ def test_predictions_of_raw_records_equal_the_evaluators(
     )
     assert ended.code == 0, ended.error
     assert ended.answer["rows"] == raw.num_rows
+    assert (folder / "scores.csv").read_text().startswith("sample,probability\n")
     scores = pcsv.read_csv(folder / "scores.csv")
     assert scores.column_names == ["sample", "probability"]
     ours = dict(zip(scores["sample"].to_pylist(), scores["probability"].to_pylist(), strict=True))

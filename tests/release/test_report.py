@@ -140,12 +140,7 @@ def test_a_run_of_one_step_and_no_epoch_has_a_page(tmp_path: Path) -> None:
 
 
 def test_a_plan_with_balances_shows_them(tmp_path: Path) -> None:
-    run = finished_run(tmp_path)
-    document = storage.read_json(run.path("report.json"))
-    owner = {"worker": 0, "fields": ["user"], "lookups_share": 0.25, "bytes_share": 0.75, "rows": 1234}
-    document["plan"]["placement"] = [owner]
-    storage.write_json(run.path("report.json"), document)
-    page = Page(Path(report.write(run)).read_text())
+    page = Page(Path(report.write(finished_run(tmp_path))).read_text())
     assert "1,234" in page.text and "75.0" in page.text
 
 
