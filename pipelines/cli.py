@@ -182,14 +182,15 @@ def plan(
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bytes per exchange, and who owns which fields."""
-    from des_core.contracts import Dataset
+    """Bytes per exchange, and who owns which fields. Ingests what is not ingested yet."""
+    from components import _stages
+    from des_core.contracts import Dataset, Reference
     from des_core.engine.plan import explain
-    from des_core.run import pin
     from pipelines import summary
 
     loaded = _load(config, set_)
-    explained = explain(loaded, Dataset.load(pin(loaded).dataset), workers or loaded.train.workers)
+    dataset = Dataset.load(Reference.parse(_stages.ingest(loaded).reference))
+    explained = explain(loaded, dataset, workers or loaded.train.workers)
     summary.show_plan(explained)
     _answer(as_json, explained)
 

@@ -157,6 +157,19 @@ def test_workers_make_no_difference(home: Path) -> None:
     assert aucs[1] == pytest.approx(aucs[3], abs=1e-4)
 
 
+@pytest.mark.gpu
+def test_a_gpu_makes_no_difference(home: Path) -> None:
+    """Rows and dense part on the device, exchanged by NCCL: the same test AUC as on the CPU."""
+    aucs = {}
+    for device in ("cpu", "cuda"):
+        words = [*DEMO, *settings("train.workers=1", f"train.device={device}", "run.dir=runs/device")]
+        des(home, "ingest", *words)
+        des(home, "train", *words)
+        des(home, "evaluate", *words)
+        aucs[device] = json.loads((home / "runs/device/report.json").read_text())["auc"]
+    assert aucs["cuda"] == pytest.approx(aucs["cpu"], abs=1e-4)
+
+
 @pytest.mark.parametrize("model", ["fm", "deepfm"])
 def test_planted_interactions_are_recovered(home: Path, model: str) -> None:
     """At least 80 % of the AUC gap between logistic regression and the generator's own probabilities."""

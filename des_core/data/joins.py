@@ -20,7 +20,7 @@ from des_core.config import JoinConfig, SourceConfig
 from des_core.data.blocks import one_line
 from des_core.data.delimited import read_delimited
 from des_core.data.hashing import I64, as_text, hash_values
-from des_core.data.parsing import without_missing
+from des_core.data.parsing import column_without_missing
 from des_core.errors import DataError
 
 
@@ -86,7 +86,7 @@ def _read(join: JoinConfig, source: SourceConfig) -> pa.Table:
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{join.path}: not a whole Parquet file ({one_line(error)})") from None
         return pa.table(
-            {name: without_missing_chunks(table.column(name), source.missing) for name in table.column_names}
+            {name: column_without_missing(table.column(name), source.missing) for name in table.column_names}
         )
     tables = []
     delimiter = source.delimiter if source.format == "csv" else ","
@@ -98,9 +98,3 @@ def _read(join: JoinConfig, source: SourceConfig) -> pa.Table:
     if not tables:
         raise DataError(f"{join.path}: holds no rows; correct path in [[source.join]]")
     return pa.concat_tables(tables)
-
-
-def without_missing_chunks(column: pa.ChunkedArray, missing: Sequence[str]) -> pa.ChunkedArray:
-    """A column with null for the texts that mean: no value."""
-    chunks = [without_missing(chunk, missing) for chunk in column.chunks]
-    return pa.chunked_array(chunks) if chunks else column

@@ -52,6 +52,12 @@ def without_missing(array: pa.Array, missing: Sequence[str]) -> pa.Array:
     return pc.if_else(absent, pa.scalar(None, array.type), array)
 
 
+def column_without_missing(column: pa.ChunkedArray, missing: Sequence[str]) -> pa.ChunkedArray:
+    """As ``without_missing``, chunk by chunk."""
+    chunks = [without_missing(chunk, missing) for chunk in column.chunks]
+    return pa.chunked_array(chunks) if chunks else column
+
+
 def to_numbers(array: pa.Array, missing: Sequence[str] = ()) -> tuple[F64, Bool]:
     """Numbers [R], NaN where missing, and whether each is bad: no number, or too large for float32."""
     if is_text(array):

@@ -24,9 +24,9 @@ from des_core.data import libsvm, synthetic
 from des_core.data.blocks import one_line
 from des_core.data.delimited import Raw, read_delimited
 from des_core.data.hashing import I64
-from des_core.data.joins import Side, load_sides, without_missing_chunks
+from des_core.data.joins import Side, load_sides
 from des_core.data.labels import F32, Faults, labels_of, parse_positive, shown
-from des_core.data.parsing import check_timezone, to_micros
+from des_core.data.parsing import check_timezone, column_without_missing, to_micros
 from des_core.data.paths import DAY
 from des_core.errors import ConfigError, DataError
 
@@ -216,7 +216,7 @@ def _read_parquet(path: str, missing: Sequence[str], choose: Callable[[list[str]
             chosen = choose(file.schema_arrow.names)
             for batch in file.iter_batches(PARQUET_BATCH, columns=chosen):
                 table = pa.Table.from_batches([batch]).select(chosen)
-                texts = {name: without_missing_chunks(table.column(name), missing) for name in chosen}
+                texts = {name: column_without_missing(table.column(name), missing) for name in chosen}
                 rows_R = np.arange(row, row + table.num_rows)
                 yield Raw(pa.table(texts), rows_R, rows_R + 1, (), len(rows_R))
                 row += len(rows_R)

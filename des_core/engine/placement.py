@@ -3,7 +3,7 @@
 A table's keys fall into 256 fixed buckets, by the high bits of their ids. Buckets of all tables are laid
 end to end, tables by name, and the line is cut into N pieces of equal weight,
 
-    weight = a x share of the measured lookups + (1 - a) x share of the rows,
+    weight = a x share of the measured lookups + (1 - a) x share of the rows,  a = 3/4,
 
 with the bytes of rows per worker as a hard limit. A cut within 2 % of a worker's share of a table's
 edge moves to the edge, for a table in one piece is read, and gathered, once. Changing N moves

@@ -211,17 +211,21 @@ def test_given_files(tmp_path: Path, make: Make) -> None:
     assert {name: three.splits[name] for name in three.splits} == {
         name: (Segment(part=name, start=0, stop=100),) for name in ("train", "valid", "test")
     }
+    held_out = []
     for more in ({"time": "t"}, {}):
         reference = ingest(make({"valid": 0.25}, train="train.csv", test="test.csv", **more))
         two = load(reference)
         cut = two.splits["train"][0].stop
         assert 60 < cut < 90
         assert two.splits["valid"] == (Segment(part="train", start=cut, stop=100),)
-        assert sorted(rows_of(reference, "train").column(ROW).to_pylist()) == list(range(100))
+        rows = rows_of(reference, "train").column(ROW).to_pylist()
+        assert sorted(rows) == list(range(100))
+        held_out.append(set(rows[cut:]))
         assert not storage.exists(f"{tmp_path}/root/features/valid")
         if more:
-            micros = rows_of(reference, "train").column(TIME).to_numpy()
-            assert (np.diff(micros[:cut]) > 0).all() and (np.diff(micros[cut:]) > 0).all()
+            assert rows[:cut] == sorted(rows[:cut], reverse=True), "in time order"
+            assert rows[cut:] == sorted(rows[cut:], reverse=True)
+    assert held_out[0] == held_out[1], "seed, file and row decide, not the order"
 
 
 def test_twice_gives_the_same_bytes_and_does_no_work(tmp_path: Path, make: Make) -> None:

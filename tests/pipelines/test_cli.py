@@ -81,7 +81,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "-c", "none.toml"], "none.toml: no such config file"),
         (["run", "-c", "shop.toml", "--set", "model.nam=fm"], "did you mean name?"),
         (["run", "-c", "shop.toml", "--set", "nonsense"], "write it as section.key=value"),
-        (["plan", "-c", "shop.toml"], "no features yet; run des ingest"),
         (["train", "-c", "shop.toml"], "no features yet; run des ingest"),
         (["predict", "--model", "models:/a@b", "--input", "a", "--output", "b"], "give the run's config with -c FILE"),
         (["predict", "--model", "m", "--input", "a", "--output", "b", "--set", "a.b=1"], "give one with -c FILE"),
