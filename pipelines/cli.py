@@ -224,6 +224,7 @@ def _run(words: list[str]) -> int:
     as_json = "--json" in words
     try:
         code = app(words, prog_name="des", standalone_mode=False)
+        sys.stdout.flush()
         return _fail(as_json, "interrupted", 130) if code == 130 else int(code or 0)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(as_json, "interrupted", 130)

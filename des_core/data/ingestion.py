@@ -101,7 +101,6 @@ class Ingestion:
         for name, tables in streams:
             # Records without a right time are of no day: they are listed with the first.
             listed = tally.bad if not manifests else 0
-            storage.delete(manifest_uri(self.root, name))
             train_rows = likely_train_rows(self.config, name, tally.read - tally.bad, tally.held_out)
             part = self._write(name, tables, train_rows, quarantine, listed)
             manifests[name] = PartManifest(

@@ -93,7 +93,7 @@ class Sorter:
 
 
 def _from_file(path: str) -> Iterator[pa.RecordBatch]:
-    with pa.memory_map(path) as file, pa.ipc.open_stream(file) as reader:
+    with pa.OSFile(path) as file, pa.ipc.open_stream(file) as reader:
         yield from reader
 
 

@@ -123,14 +123,13 @@ class Collectives:
         return [piece.view(-1, *rows.shape[1:]) for piece in flat.split(receive)]
 
 
-def watch(lost: Callable[[int, float], None]) -> None:
-    """Start this worker's heart, and ``lost(worker, silent seconds)`` for a peer whose heart stopped.
+@contextmanager
+def heartbeat(lost: Callable[[int, float], None]) -> Iterator[None]:
+    """Beat while the block runs, and call ``lost(worker, silent seconds)`` for a peer whose heart stopped.
 
     The store lives in the launcher's process, so it outlives any worker.
     """
     rank, workers = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if workers == 1:
-        return
     store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
@@ -139,10 +138,11 @@ def watch(lost: Callable[[int, float], None]) -> None:
         timeout=timedelta(seconds=SILENCE_S),
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    ended = threading.Event()
 
     def beat() -> None:
         seen: dict[int, tuple[int, float]] = {}
-        while True:
+        while not ended.wait(BEAT_S):
             store.add(f"des/{attempt}/{rank}", 1)
             now = time.monotonic()
             for peer in range(workers):
@@ -152,6 +152,12 @@ def watch(lost: Callable[[int, float], None]) -> None:
                 elif now - seen[peer][1] > SILENCE_S:
                     lost(peer, now - seen[peer][1])
                     return
-            time.sleep(BEAT_S)
 
-    threading.Thread(target=beat, daemon=True, name="heartbeat").start()
+    thread = threading.Thread(target=beat, daemon=True, name="heartbeat")
+    thread.start()
+    try:
+        yield
+    finally:
+        # A thread inside the store's C++ while the interpreter goes down would abort the process.
+        ended.set()
+        thread.join()

@@ -28,7 +28,7 @@ from des_core.config import Config, parse_config
 from des_core.contracts import LABEL, Dataset, Reference
 from des_core.data.batches import Lookups, Ownership, Stream
 from des_core.engine import checkpoint, index
-from des_core.engine.collectives import Collectives, watch
+from des_core.engine.collectives import Collectives, heartbeat
 from des_core.engine.dense import Home
 from des_core.engine.exchange import Exchange
 from des_core.engine.operators import Shard
@@ -236,10 +236,10 @@ def main(role: Callable[[Run, Collectives, bool], None]) -> None:
         config = parse_config(json.dumps(inputs["config"]), arguments.config)
         run = pin(config, Reference.parse(arguments.dataset))
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        watch(partial(_lost, rank))
-        peers = Collectives(device_of(config))
-        role(run, peers, arguments.resume)
-        peers.close()
+        with heartbeat(partial(_lost, rank)):
+            peers = Collectives(device_of(config))
+            role(run, peers, arguments.resume)
+            peers.close()
     except DesError as error:
         _report(error.exit_code, str(error), rank)
         sys.exit(error.exit_code)

@@ -6,7 +6,7 @@ import gzip
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +275,27 @@ def test_crashes_leave_nothing_that_is_taken_for_whole(tmp_path: Path, make: Mak
     assert tree(tmp_path / "root") == clean
 
 
+def test_a_crash_while_a_changed_log_is_ingested_keeps_the_old_features(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_log(tmp_path / "log.csv", 500)
+    config = make(path="log.csv")
+    reference = ingest(config)
+    before = tree(tmp_path / "root")
+    write_log(tmp_path / "log.csv", 600)
+
+    def crash(self: object) -> Iterator[pa.Table]:
+        yield pq.read_table(tmp_path / "root/features" / load(reference).parts["all"].path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(order.Sorter, "sorted", crash)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(config)
+    assert tree(tmp_path / "root") == before
+    assert load(ingest(config)).parts["all"].rows == 600
+
+
 def test_a_users_own_folder_in_the_store_stays(tmp_path: Path, make: Make) -> None:
     write_log(tmp_path / "log.csv", 100)
     (tmp_path / "root/features/mine").mkdir(parents=True)
@@ -296,13 +317,18 @@ def test_one_day_at_a_time(tmp_path: Path, make: Make) -> None:
     assert list(frozen.parts) == ["2026-01-01", "2026-01-02", "2026-01-03"]
     assert load(ingest(config)) == frozen
     write_log(tmp_path / "logs/2026-01-04.csv", 1000, first=5000)
+    begun = tmp_path / "root/features/2026-01-05/incoming.parquet.partial-7"
+    begun.parent.mkdir()
+    begun.write_bytes(b"another process writes this day")
     later = load(ingest(config, "2026-01-04"))
     assert [segment.part for segment in later.splits["train"]] == ["2026-01-01", "2026-01-02"]
     assert later.fields == frozen.fields, "numbers mean what they meant on the first day"
     assert later.stats != frozen.stats
+    assert begun.exists()
     (tmp_path / "logs/2026-01-01.csv").unlink()
     assert list(load(ingest(config, "2026-01-04")).parts) == [f"2026-01-0{day}" for day in range(1, 5)]
     assert list(load(ingest(config)).parts) == [f"2026-01-0{day}" for day in range(2, 5)]
+    assert not begun.exists()
     with pytest.raises(DataError, match="--day 2026-02-01: no logs of that day; there are 2026-01-02"):
         ingest(config, "2026-02-01")
     with pytest.raises(DataError, match=r"--day 2026-01-02 needs \{day\}"):

@@ -44,16 +44,20 @@ def bad(found: list[Chunk]) -> list[tuple[int, str]]:
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     path = tmp_path / "log.csv"
-    path.write_text("user,item,label,junk\n7,a,1,x\n007,NA,0,y\n,b,1,z\n")
+    path.write_text("user,item,label,junk\n7,a,1,x\n007,NA,0,y\n,b,1,z\n8,c,0,z\n")
     return path
 
 
 def test_csv_gives_texts_and_nothing_undeclared(log: Path) -> None:
     found = chunks(source(log), "user", "item")
-    assert columns(found) == {"user": ["7", "007", None], "item": ["a", None, "b"], "label": ["1", "0", "1"]}
-    assert labels(found) == [1, 0, 1]
-    assert found[0].rows_R.tolist() == [0, 1, 2]
-    assert found[0].lines_R.tolist() == [2, 3, 4]
+    assert columns(found) == {
+        "user": ["7", "007", None, "8"],
+        "item": ["a", None, "b", "c"],
+        "label": ["1", "0", "1", "0"],
+    }
+    assert labels(found) == [1, 0, 1, 0]
+    assert found[0].rows_R.tolist() == [0, 1, 2, 3]
+    assert found[0].lines_R.tolist() == [2, 3, 4, 5]
 
 
 def test_scoring_needs_no_label(tmp_path: Path) -> None:
@@ -187,8 +191,8 @@ def test_joins(tmp_path: Path, log: Path, films: Path) -> None:
     pq.write_table(pa.table({"studio": [7, 8], "city": ["Rome", "NA"], "label": ["x", "y"]}), studios)
     joins = [{"path": str(films), "on": "item"}, {"path": str(studios), "on": "studio", "columns": ["city"]}]
     found = columns(chunks(source(log, join=joins), "user", "title", "city"))
-    assert found["title"] == ["Alien, the", None, None]
-    assert found["city"] == ["Rome", None, None]
+    assert found["title"] == ["Alien, the", None, None, None]
+    assert found["city"] == ["Rome", None, None, None]
 
 
 def test_scoring_takes_a_column_from_the_log_if_it_is_there(tmp_path: Path, films: Path) -> None:
