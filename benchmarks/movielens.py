@@ -1,6 +1,6 @@
 """How good is each model on MovieLens, and do two workers give what one gives? A Markdown table.
 
-    DES_DATA=/path/to/folder python benchmarks/movielens.py [--models lr fm wide_deep deepfm] [--workers 1 2]
+    DES_DATA=/path/to/folder python benchmarks/movielens.py [--models lr ...] [--workers 1 2]
 
 Clicks are ratings of at least 4, 80/10/10, at random and in order of time; configs/movielens.toml as it is.
 """
@@ -33,9 +33,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["lr", "fm", "wide_deep", "deepfm"])
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--splits", nargs="+", default=["random", "time"])
     wanted = parser.parse_args()
     print("| split | model | workers | test AUC | log loss | GAUC | samples/s |\n|---|---|---|---|---|---|---|")
-    for split in ("random", "time"):
+    for split in wanted.splits:
         with tempfile.TemporaryDirectory() as folder:
             des(folder, "ingest", "--set", f"split.by={split}")
             for model in wanted.models:

@@ -51,9 +51,11 @@ def test_the_config_page_is_current() -> None:
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=lambda part: part)
 def test_commands_are_known(page: str, line: str) -> None:
     """A make target exists; a ``des`` command takes these options; another program is run by a test of its own."""
-    words = shlex.split(line, comments=True)
+    words = [word for word in shlex.split(line, comments=True) if not re.match(r"[A-Z_]+=", word)]
     program = Path(words[0]).name
-    if program == "make":
+    if program == "python":
+        assert f'"{Path(words[1]).name}"' in (ROOT / "tests" / "test_benchmarks.py").read_text(encoding="utf-8")
+    elif program == "make":
         targets = [word for word in words[1:] if "=" not in word]
         assert all(
             re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M) for target in targets

@@ -104,6 +104,8 @@ def test_mlflow_serves_the_registered_model(home: Path) -> None:
         port = probe.getsockname()[1]
     words = f"models serve -m models:/demo@champion --env-manager local --host 127.0.0.1 --port {port}".split()
     tracking = {"MLFLOW_TRACKING_URI": f"sqlite:///{home}/runs/demo/mlflow.db", "PYTHONSAFEPATH": "1"}
+    # MLflow starts uvicorn by its name: the environment must be an activated one.
+    tracking["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     with open(home / "serve.log", "wb") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *words],

@@ -1,8 +1,8 @@
 """Tables in any number -> one stream in the order of a key, in bounded memory.
 
-Rows are sorted in runs of RUN_BYTES, and the runs are merged. When those in memory take up MEMORY_BYTES they
-are merged into a file of a scratch folder; at most FAN_IN files are merged at once. Equal keys keep the order
-in which they came.
+Rows wait in memory; those of RUN_BYTES are sorted into a file of a scratch folder, and the files are merged as
+they are read back, at most FAN_IN at once. What fits into memory is never written. Equal keys keep the order in
+which they came.
 
 Dims: R rows of a table.
 """
@@ -21,11 +21,13 @@ from des_core.data.hashing import Array
 
 U64 = np.ndarray[Any, np.dtype[np.uint64]]
 
-RUN_BYTES = 64 << 20
-MEMORY_BYTES = 384 << 20
+RUN_BYTES = 384 << 20
 FAN_IN = 32
+SLICE_ROWS = 65_536
+"""Rows handed on at once from memory."""
+
 MERGE_ROWS = 16_384
-"""Rows taken at once from each run."""
+"""Rows read at once from each file."""
 
 KEY = "_order"
 """Column of the sort key."""
@@ -40,38 +42,43 @@ class Sorter:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._fresh: list[pa.Table] = []
-        self._runs: list[pa.Table] = []
+        self._tables: list[pa.Table] = []
+        self._bytes = 0
         self._files: list[str] = []
         self._written = 0
 
     def add(self, table: pa.Table, key_R: U64) -> None:
         """Take in a table."""
-        self._fresh.append(table.append_column(KEY, pa.array(key_R)))
-        if sum(table.nbytes for table in self._fresh) < RUN_BYTES:
-            return
-        self._sort_fresh()
-        if sum(table.nbytes for table in self._runs) >= MEMORY_BYTES:
-            self._files.append(self._to_file(_merge(self._in_memory())))
+        self._tables.append(table.append_column(KEY, pa.array(key_R)))
+        self._bytes += self._tables[-1].nbytes
+        if self._bytes >= RUN_BYTES:
+            self._files.append(self._to_file(self._run()))
 
     def sorted(self) -> Iterator[pa.Table]:
         """Every row added, in order, without the key."""
-        self._sort_fresh()
+        if not self._files:
+            yield from (table.drop_columns(KEY) for table in self._run())
+            return
+        self._files.append(self._to_file(self._run()))
         while len(self._files) > FAN_IN:
             groups = [self._files[at : at + FAN_IN] for at in range(0, len(self._files), FAN_IN)]
             self._files = [self._merge_files(group) for group in groups]
-        for table in _merge([*map(_from_file, self._files), *self._in_memory()]):
+        for table in _merge([_from_file(path) for path in self._files]):
             yield table.drop_columns(KEY)
 
-    def _sort_fresh(self) -> None:
-        if self._fresh:
-            self._runs.append(_sort(pa.concat_tables(self._fresh)))
-            self._fresh = []
-
-    def _in_memory(self) -> list[Iterator[pa.RecordBatch]]:
-        """The runs in memory, which are let go of as they are read."""
-        runs, self._runs = self._runs, []
-        return [iter(run.to_batches(max_chunksize=MERGE_ROWS)) for run in runs]
+    def _run(self) -> Iterator[pa.Table]:
+        """The waiting rows, sorted, a slice at a time."""
+        tables, self._tables, self._bytes = self._tables, [], 0
+        if not tables:
+            return
+        waiting = pa.concat_tables(tables)
+        for place, name in enumerate(waiting.column_names):
+            # Arrow would join a list column's chunks again for every slice.
+            if pa.types.is_nested(waiting.schema.types[place]):
+                waiting = waiting.set_column(place, name, waiting.column(name).combine_chunks())
+        order_R = _order(waiting.column(KEY).to_numpy())
+        for at in range(0, len(order_R), SLICE_ROWS):
+            yield waiting.take(pa.array(order_R[at : at + SLICE_ROWS]))
 
     def _merge_files(self, paths: Sequence[str]) -> str:
         merged = self._to_file(_merge([_from_file(path) for path in paths]))
@@ -97,9 +104,14 @@ def _from_file(path: str) -> Iterator[pa.RecordBatch]:
         yield from reader
 
 
-def _sort(table: pa.Table) -> pa.Table:
-    table = table.combine_chunks()
-    return table.take(pa.array(np.argsort(table.column(KEY).to_numpy(), kind="stable")))
+def _order(key_R: Array) -> Array:
+    """The permutation that sorts keys, equal ones in their order."""
+    order_R = np.argsort(key_R)
+    sorted_R = key_R[order_R]
+    if (sorted_R[1:] == sorted_R[:-1]).any():
+        # The quick sort, three times as fast, may swap equal keys.
+        order_R = np.argsort(key_R, kind="stable")
+    return order_R
 
 
 @dataclass
@@ -138,4 +150,5 @@ def _merge(batches: Sequence[Iterator[pa.RecordBatch]]) -> Iterator[pa.Table]:
             run.take(int(np.searchsorted(run.keys, lasts[owner], side="right" if number <= owner else "left")))
             for number, run in enumerate(runs)
         ]
-        yield _sort(pa.concat_tables(pieces))
+        merged = pa.concat_tables(pieces).combine_chunks()
+        yield merged.take(pa.array(_order(merged.column(KEY).to_numpy())))

@@ -255,16 +255,21 @@ class ValueTexts:
     """The texts of one field's frequent values, by key: from a sample, in bounded memory."""
 
     MOST = 1024
-    _FIRST_ROWS, _LATER_ROWS, _PER_CHUNK = 16_384, 512, 40
+    _DENSE_ROWS, _SPARSE_ROWS, _PER_CHUNK, _EVERY = 16_384, 1024, 40, 4
 
     def __init__(self) -> None:
         self._seen = 0
+        self._chunks = 0
         self._counts: dict[int, int] = {}
         self._texts: dict[int, str] = {}
 
     def add(self, keys_V: I64, values: pa.Array) -> None:
-        """Take in a chunk's values: densely at first, sparsely later."""
-        size = self._FIRST_ROWS if self._seen < self._FIRST_ROWS else self._LATER_ROWS
+        """Take in a chunk's values: all chunks and densely at first, then some and sparsely."""
+        self._chunks += 1
+        dense = self._seen < self._DENSE_ROWS
+        if not dense and self._chunks % self._EVERY:
+            return
+        size = self._DENSE_ROWS if dense else self._SPARSE_ROWS
         sample = np.arange(0, len(keys_V), max(len(keys_V) // size, 1))
         self._seen += len(keys_V)
         keys, first, counts = np.unique(keys_V[sample], return_index=True, return_counts=True)

@@ -138,7 +138,7 @@ def test_spilling_changes_nothing(tmp_path: Path, make: Make, monkeypatch: pytes
     once = ingest(config)
     bytes_once = tree(tmp_path / "root")
     storage.delete(str(tmp_path / "root"))
-    for name, value in (("RUN_BYTES", 1), ("MEMORY_BYTES", 1), ("FAN_IN", 2), ("MERGE_ROWS", 100)):
+    for name, value in (("RUN_BYTES", 1), ("FAN_IN", 2), ("MERGE_ROWS", 100)):
         monkeypatch.setattr(order, name, value)
     monkeypatch.setattr("des_core.data.blocks.BLOCK_BYTES", 9000)
     assert ingest(config) == once
@@ -491,7 +491,7 @@ import sys, pyarrow as pa
 from des_core.config import parse_config
 from des_core.data import blocks, order
 from des_core.data.features import ingest
-blocks.BLOCK_BYTES, order.RUN_BYTES, order.MEMORY_BYTES, order.MERGE_ROWS = 1 << 18, 1 << 20, 4 << 20, 512
+blocks.BLOCK_BYTES, order.RUN_BYTES, order.MERGE_ROWS = 1 << 18, 4 << 20, 512
 ingest(parse_config(sys.argv[1]))
 print(pa.default_memory_pool().max_memory())
 """

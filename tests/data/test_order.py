@@ -13,19 +13,20 @@ from des_core.data import order
 
 
 @pytest.mark.parametrize(
-    ("run", "memory", "fan_in", "merge_rows", "keys"),
+    ("run", "fan_in", "merge_rows", "keys"),
     [
-        (1 << 30, 1 << 30, 64, 4096, 50),
-        (3000, 1 << 30, 64, 64, 50),
-        (2000, 8000, 3, 16, 1 << 62),
-        (2000, 8000, 2, 7, 1),
-        (1, 1, 5, 1000, 3),
+        (1 << 30, 64, 4096, 50),
+        (1 << 30, 64, 4096, 1 << 62),
+        (50_000, 64, 64, 50),
+        (8000, 3, 16, 1 << 62),
+        (8000, 2, 7, 1),
+        (1, 5, 1000, 3),
     ],
 )
 def test_sorted_stream_equals_a_stable_sort(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: int, memory: int, fan_in: int, merge_rows: int, keys: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: int, fan_in: int, merge_rows: int, keys: int
 ) -> None:
-    for name, value in (("RUN_BYTES", run), ("MEMORY_BYTES", memory), ("FAN_IN", fan_in), ("MERGE_ROWS", merge_rows)):
+    for name, value in (("RUN_BYTES", run), ("SLICE_ROWS", 333), ("FAN_IN", fan_in), ("MERGE_ROWS", merge_rows)):
         monkeypatch.setattr(order, name, value)
     draw = np.random.default_rng(0)
     key = draw.integers(0, keys, 4000).astype(np.uint64)
@@ -44,7 +45,7 @@ def test_sorted_stream_equals_a_stable_sort(
     expected = table.take(pa.array(np.argsort(key, kind="stable")))
     assert got.to_pydict() == expected.to_pydict()
     assert got.schema == table.schema
-    assert bool(spilled) == (memory < 1 << 30)
+    assert bool(spilled) == (run < 1 << 30)
 
 
 def test_nothing_in_nothing_out(tmp_path: Path) -> None:

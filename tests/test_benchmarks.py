@@ -1,0 +1,57 @@
+"""The benchmarks run, on little data; what they measure is read by people, not asserted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from des_core.log import parse_event
+
+ROOT = Path(__file__).parent.parent
+
+
+def bench(name: str, *words: str, **environment: str) -> list[str]:
+    """Lines of standard output."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / name), *words],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
+def test_ingest() -> None:
+    (event,) = filter(None, map(parse_event, bench("ingest.py", "--rows", "20000")))
+    assert int(event["rows"]) == 20_000 and float(event["rows_per_s"]) > 0
+
+
+def test_train() -> None:
+    words = ["--rows", "20000", "--models", "fm", "--workers", "2", "--batch", "1024"]
+    (event,) = filter(None, map(parse_event, bench("train.py", *words)))
+    assert event["model"] == "fm" and int(event["samples_per_s"]) > 0
+    # Sent by sum: k + 1 numbers for each sample of the other home, both ways, and little else.
+    assert 512 * 17 * 4 * 2 * 0.9 < int(event["bytes_per_worker_and_step"]) < 512 * 17 * 4 * 2 * 1.1
+
+
+def movielens(data: Path, *words: str) -> dict[tuple[str, int], float]:
+    """Test AUC by model and workers."""
+    rows = [line.split("|") for line in bench("movielens.py", *words, DES_DATA=str(data))[2:]]
+    return {(row[2].strip(), int(row[3])): float(row[4]) for row in rows}
+
+
+def test_movielens_at_random(shared_data: Path) -> None:
+    """Interactions do no harm, and two workers find what one finds."""
+    models = ["lr", "fm", "deepfm"]
+    aucs = movielens(shared_data, "--splits", "random", "--models", *models, "--workers", "1", "2")
+    assert aucs["lr", 1] >= 0.785
+    assert aucs["fm", 1] >= aucs["lr", 1] and aucs["deepfm", 1] >= aucs["lr", 1]
+    assert all(abs(aucs[model, 1] - aucs[model, 2]) <= 0.002 for model in models)
+
+
+def test_movielens_in_order_of_time(shared_data: Path) -> None:
+    assert movielens(shared_data, "--splits", "time", "--models", "lr", "--workers", "1")["lr", 1] >= 0.665
