@@ -59,7 +59,8 @@ class Sorter:
         if not self._files:
             yield from (table.drop_columns(KEY) for table in self._run())
             return
-        self._files.append(self._to_file(self._run()))
+        if self._tables:
+            self._files.append(self._to_file(self._run()))
         while len(self._files) > FAN_IN:
             groups = [self._files[at : at + FAN_IN] for at in range(0, len(self._files), FAN_IN)]
             self._files = [self._merge_files(group) for group in groups]
