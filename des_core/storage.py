@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
@@ -60,13 +62,12 @@ def writer(uri: str) -> Iterator[BinaryIO]:
     """A binary file that appears at ``uri`` whole when the block ends well, and not at all otherwise."""
     filesystem, path = resolve(uri)
     if not isinstance(filesystem, pafs.LocalFileSystem):
-        stream = filesystem.open_output_stream(path)
-        try:
-            yield cast(BinaryIO, stream)
-        except BaseException:
-            # Only close() completes an upload; leaving the stream open abandons it.
-            raise
-        stream.close()
+        # A dropped upload stream completes its object as far as it came: nothing is sent before all is written.
+        with tempfile.TemporaryFile() as file:
+            yield cast(BinaryIO, file)
+            file.seek(0)
+            with filesystem.open_output_stream(path) as stream:
+                shutil.copyfileobj(file, stream, 1 << 22)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     partial = f"{path}.partial-{os.getpid()}"
@@ -102,7 +103,7 @@ def read_bytes(uri: str, sha256: str | None = None) -> bytes:
     """
     filesystem, path = resolve(uri)
     try:
-        with filesystem.open_input_stream(path) as stream:
+        with filesystem.open_input_stream(path, compression=None) as stream:
             data: bytes = stream.readall()
     except FileNotFoundError:
         raise StorageError(f"{uri} is missing; run the step that writes it again") from None
@@ -120,7 +121,7 @@ def digest_file(uri: str) -> str:
     """The sha256 of a file, read in pieces of 4 MiB."""
     filesystem, path = resolve(uri)
     digest = hashlib.sha256()
-    with filesystem.open_input_stream(path) as stream:
+    with filesystem.open_input_stream(path, compression=None) as stream:
         while piece := stream.read(1 << 22):
             digest.update(piece)
     return digest.hexdigest()

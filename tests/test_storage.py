@@ -1,5 +1,6 @@
 """A reader meets a whole file or none, and never other bytes than its manifest promises."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -108,3 +109,10 @@ def test_a_local_file_is_readable_by_others(tmp_path: Path) -> None:
     os.umask(mask)
     assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o666 & ~mask
     assert json.loads((tmp_path / "a.json").read_text()) == {}
+
+
+def test_a_digest_is_of_the_bytes_as_they_lie(tmp_path: Path) -> None:
+    packed = gzip.compress(b"text", mtime=0)
+    path = str(tmp_path / "log.csv.gz")
+    assert storage.write_bytes(path, packed) == storage.digest_file(path) == hashlib.sha256(packed).hexdigest()
+    assert storage.read_bytes(path) == packed

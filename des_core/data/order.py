@@ -49,6 +49,8 @@ class Sorter:
 
     def add(self, table: pa.Table, key_R: U64) -> None:
         """Take in a table."""
+        if not table.num_rows:
+            return
         self._tables.append(table.append_column(KEY, pa.array(key_R)))
         self._bytes += self._tables[-1].nbytes
         if self._bytes >= RUN_BYTES:

@@ -255,7 +255,7 @@ class ValueTexts:
     """The texts of one field's frequent values, by key: from a sample, in bounded memory."""
 
     MOST = 1024
-    _DENSE_ROWS, _SPARSE_ROWS, _PER_CHUNK, _EVERY = 16_384, 1024, 40, 4
+    _DENSE_ROWS, _SPARSE_ROWS, _EVERY = 32_768, 1024, 4
 
     def __init__(self) -> None:
         self._seen = 0
@@ -273,7 +273,7 @@ class ValueTexts:
         sample = np.arange(0, len(keys_V), max(len(keys_V) // size, 1))
         self._seen += len(keys_V)
         keys, first, counts = np.unique(keys_V[sample], return_index=True, return_counts=True)
-        most = np.argsort(-counts, kind="stable")[: self._PER_CHUNK]
+        most = np.argsort(-counts, kind="stable")[: 256 if dense else 40]
         texts = as_text(values.take(pa.array(sample[first[most]]))).to_pylist()
         for key, count, text in zip(keys[most].tolist(), counts[most].tolist(), texts, strict=True):
             if key != MISSING and text is not None:
@@ -287,7 +287,7 @@ class ValueTexts:
         self._counts = {key: self._counts[key] for key in kept}
         self._texts = {key: self._texts[key] for key in kept}
 
-    def result(self, most: int = 4 * TOP) -> tuple[tuple[int, str], ...]:
+    def result(self, most: int = 128) -> tuple[tuple[int, str], ...]:
         """Keys and texts of the values met most often, most frequent first."""
         kept = heapq.nsmallest(most, self._counts, key=lambda key: (-self._counts[key], key))
         return tuple((key, self._texts[key]) for key in kept)

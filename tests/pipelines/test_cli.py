@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,9 @@ def test_compile_says_what_it_wrote(toml: str, capsys: pytest.CaptureFixture[str
 
 def start(*words: str, **options: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
-    return subprocess.Popen([*DES, *words], env=environment, text=True, **options)
+    # A shell's background job, as tests may be, ignores Ctrl-C and so would its children.
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([*DES, *words], env=environment, text=True, preexec_fn=default, **options)
 
 
 def test_ctrl_c_is_one_line_and_code_130(tmp_path: Path) -> None:
@@ -138,7 +141,10 @@ def test_ctrl_c_is_one_line_and_code_130(tmp_path: Path) -> None:
         while not list(tmp_path.iterdir()) and time.monotonic() < end:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, err) == (130, "error: interrupted\n")
     assert json.loads(out.splitlines()[-1]) == {"error": "interrupted", "code": 130}
 
