@@ -25,12 +25,17 @@ ROOT = Path(__file__).parent.parent
 SMALL = ("source.rows_per_day=4000", "train.epochs=2")
 
 
+def environment(**settings: str) -> dict[str, str]:
+    """This process's environment without what MLflow, used by tests before these, wrote into it."""
+    return {name: value for name, value in os.environ.items() if not name.endswith("_URI")} | settings
+
+
 def des(folder: Path, *words: str, code: int = 0) -> tuple[dict[str, Any], str]:
     """One command in ``folder``: its JSON answer and its standard error."""
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.cli", *words, "--json"],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"},
+        env=environment(PYTHONPATH=str(ROOT), PYTHONSAFEPATH="1"),
         capture_output=True,
         text=True,
         timeout=300,
@@ -104,19 +109,20 @@ def test_mlflow_serves_the_registered_model(home: Path) -> None:
         port = probe.getsockname()[1]
     words = f"models serve -m models:/demo@champion --env-manager local --host 127.0.0.1 --port {port}".split()
     tracking = {"MLFLOW_TRACKING_URI": f"sqlite:///{home}/runs/demo/mlflow.db", "PYTHONSAFEPATH": "1"}
-    # MLflow starts uvicorn by its name: the environment must be an activated one.
+    # MLflow starts uvicorn by its name: its folder must be on the path, as in an activated environment.
     tracking["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     with open(home / "serve.log", "wb") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *words],
-            env=os.environ | tracking,
+            env=environment(**tracking),
             cwd=home,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
     try:
-        _until(lambda: _answers(f"http://127.0.0.1:{port}/ping"))
+        _until(lambda: server.poll() is not None or _answers(f"http://127.0.0.1:{port}/ping"))
+        assert server.poll() is None, (home / "serve.log").read_text()[-2000:]
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations",
             json.dumps({"dataframe_records": records}).encode(),
@@ -203,7 +209,7 @@ def test_a_lost_worker_ends_the_run_and_resume_goes_on(home: Path, sent: signal.
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.cli", "train", *words],
         cwd=home,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"},
+        env=environment(PYTHONPATH=str(ROOT), PYTHONSAFEPATH="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
