@@ -37,10 +37,11 @@ GRACE_S = 5.0
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def launch(role: Role, run: Run, resume: bool = False, module: str = "") -> None:
+def launch(role: Role, run: Run, resume: bool = False, profile: bool = False, module: str = "") -> None:
     """Run a role on ``train.workers`` local workers until they are done.
 
     Args:
+        profile: wait for the device after each phase of a step, so that its time is its own.
         module: the workers' module, if not the role's own.
 
     Raises:
@@ -56,7 +57,7 @@ def launch(role: Role, run: Run, resume: bool = False, module: str = "") -> None
         inputs = Path(scratch) / "inputs.json"
         # Not the run's own inputs.json: that names the place where the run began, and folders are moved.
         inputs.write_text(json.dumps({"config": run.config.model_dump(mode="json")}))
-        command = _command(module or MODULES[role], run, resume, inputs)
+        command = _command(module or MODULES[role], run, inputs, [*["--resume"] * resume, *["--profile"] * profile])
         environment = worker_environment(run.config.train.workers) | {"DES_ERROR_FILE": str(error_file)}
         step = 0
 
@@ -75,14 +76,14 @@ def launch(role: Role, run: Run, resume: bool = False, module: str = "") -> None
         raise explain(error, Path(log_path).read_text(errors="replace"), f"at step {step}; see {log_path}; {hint}")
 
 
-def _command(module: str, run: Run, resume: bool, inputs: Path) -> list[str]:
+def _command(module: str, run: Run, inputs: Path, flags: list[str]) -> list[str]:
     """torchrun with the workers under it, each tied to its parent."""
     tied = ("-m", "components._tied")
     return [
         *(sys.executable, *tied, "torch.distributed.run", "--standalone", "--monitor-interval", "0.2"),
         *("--nproc-per-node", str(run.config.train.workers)),
         *(*tied, module, "--config", str(inputs), "--dataset", str(run.dataset)),
-        *(["--resume"] if resume else []),
+        *flags,
     ]
 
 
@@ -102,7 +103,8 @@ def worker_environment(workers: int) -> dict[str, str]:
     """The environment of local workers: each has its share of the CPUs, and imports our packages from our place."""
     environment = dict(os.environ)
     for name in THREADS:
-        environment.setdefault(name, str(max(1, cpu_quota() // workers)))
+        # One CPU of a share of several is for the thread that prepares the next batch.
+        environment.setdefault(name, str(max(1, cpu_quota() // workers - 1)))
     return environment | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": import_path()}
 
 
@@ -208,7 +210,9 @@ def explain(error: dict[str, object] | None, output: str, further: str) -> DesEr
 
 
 def killed_worker(output: str) -> tuple[int, str] | None:
-    """Worker and signal that torchrun's summary of failures names, one that torchrun did not send itself if it can."""
-    found = re.findall(r"rank\s*:\s*(\d+)\s*\(local_rank:.*?exitcode\s*:\s*-(\d+)", output, re.DOTALL)
-    signals = [(int(worker), signal.Signals(int(number)).name) for worker, number in found]
-    return next((pair for pair in signals if pair[1] != "SIGTERM"), signals[0] if signals else None)
+    """Worker and signal that torchrun's summary of failures names; SIGTERM only where no other failure explains it."""
+    found = re.findall(r"rank\s*:\s*(\d+)\s*\(local_rank:.*?exitcode\s*:\s*(-?\d+)", output, re.DOTALL)
+    signals = [(int(worker), signal.Signals(-int(code)).name) for worker, code in found if int(code) < 0]
+    # torchrun itself ends those that are left with SIGTERM.
+    ended = signals[0] if len(signals) == len(found) and signals else None
+    return next((pair for pair in signals if pair[1] != "SIGTERM"), ended)

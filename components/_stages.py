@@ -75,8 +75,11 @@ def ingest(config: Config, day: str | None = None) -> Done:
     return Done(what, str(reference), unchanged, numbers={"rows": rows, "bad_rows": bad, "dataset": str(reference)})
 
 
-def train(run: Run, resume: bool | None = None) -> Done:
+def train(run: Run, resume: bool | None = None, profile: bool = False) -> Done:
     """Weights and ``training.json``; by default from the last checkpoint, if there is one.
+
+    Args:
+        profile: measure a step's phases, each to its end.
 
     Raises:
         DesError: as ``launch``.
@@ -85,7 +88,8 @@ def train(run: Run, resume: bool | None = None) -> Done:
     if not finished:
         for name in ("training.json", "report.json", "predictions.parquet", "champion.json", "gate.json"):
             storage.delete(run.path(name))
-        launch("train", run, storage.exists(storage.join(run.checkpoints, "last.json")) if resume is None else resume)
+        resume = storage.exists(storage.join(run.checkpoints, "last.json")) if resume is None else resume
+        launch("train", run, resume, profile)
     training = storage.read_json(run.path("training.json"))
     best: dict[str, Any] = max(training["valid"], key=lambda epoch: epoch["score"], default={})
     what = f"{_count(training['workers'], 'worker')}, {_count(training['steps'], 'step')}"

@@ -26,6 +26,9 @@ from des_core.errors import ConfigError
 MODELS = sorted(file.name for file in pkgutil.iter_modules([str(Path(__file__).parent / "engine" / "models")]))
 """Names of the models: files of their folder, listed without importing one."""
 
+STEERING = ("batch", "shuffle", "early_stop", "lr_drop", "precision", "payload", "lanes")
+"""Keys of [train] that decide the weights at each step."""
+
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -180,6 +183,9 @@ class FieldConfig(Section):
         "", description="hour, weekday or year of a time, or regex:PATTERN (its first group, or all it finds)."
     )
     table: str = Field("", description="Rows are shared by fields that name the same table; empty: own rows.")
+    input: Literal["rows", "dense"] = Field(
+        "rows", description="numeric: scales a row of its own, or goes into the dense layers as it is (missing: 0)."
+    )
 
     @model_validator(mode="after")
     def _options_fit(self) -> FieldConfig:
@@ -187,6 +193,8 @@ class FieldConfig(Section):
             raise ValueError(f"a name must not begin with _ or {WEIGHT}; rename it and set column")
         if self.transform and self.kind != "numeric":
             raise ValueError("transform needs kind = 'numeric'")
+        if self.input == "dense" and (self.kind != "numeric" or self.transform == "bucket" or self.table):
+            raise ValueError("input = 'dense' needs kind = 'numeric', no buckets and no table")
         if self.weight and self.kind == "numeric":
             raise ValueError("a numeric field takes no weight")
         if self.derive and self.derive not in ("hour", "weekday", "year"):
@@ -202,7 +210,7 @@ class FieldConfig(Section):
 class ModelConfig(Section):
     """What is trained."""
 
-    name: str = Field("deepfm", description="A file of des_core/engine/models: lr, fm, wide_deep, deepfm.")
+    name: str = Field("deepfm", description=f"A file of des_core/engine/models: {', '.join(MODELS)}.")
     factors: int = Field(16, ge=1, le=1024, description="Numbers per embedding, k.")
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (64, 32), min_length=1, description="Widths of the fully connected layers, first to last."
@@ -210,6 +218,17 @@ class ModelConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1, description="After each hidden layer's activation.")
     batch_norm: bool = Field(False, description="Batch norm over the global batch in each hidden layer.")
     init: NonNegative = Field(0.01, description="Standard deviation of the factors' first values.")
+    structure: Literal["parallel", "stacked"] = Field(
+        "parallel", description="dcn, dcn_v2: the deep part beside the cross network, or on top of it."
+    )
+    cross_layers: int = Field(3, ge=1, le=64, description="dcn, dcn_v2: layers of the cross network.")
+    cross_rank: int = Field(16, ge=0, description="dcn_v2: rank of a cross layer's weights; 0: full.")
+    bottom: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (64,), description="dlrm: widths of the layers under the dense inputs; one of width factors follows."
+    )
+    attention_layers: int = Field(2, ge=1, le=16, description="autoint: self-attention layers over the fields.")
+    attention_heads: int = Field(2, ge=1, le=64, description="autoint: heads of each layer.")
+    attention_width: int = Field(16, ge=1, le=1024, description="autoint: numbers per head and field.")
 
     @field_validator("name")
     @classmethod
@@ -235,20 +254,64 @@ class TrainConfig(Section):
     keep: Literal["best", "last"] = Field("best", description="The epoch whose weights are evaluated.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one.")
     precision: Literal["fp32", "fp64"] = Field("fp32", description="Of rows, activations and payloads.")
-    exchange: Literal["auto", "sum", "gather"] = Field(
-        "auto", description="How partial results meet; auto: the plan with the fewest bytes."
+    exchange: Literal["auto", "sum", "gather", "rows"] = Field(
+        "auto", description="How partial results meet; auto: each operator's, chosen jointly as the cheapest plan."
     )
+    upper: Literal["auto", "home", "replicated"] = Field(
+        "auto", description="What follows a total runs at each sample's home, or for all samples on every worker."
+    )
+    payload: Literal["full", "bf16"] = Field(
+        "full", description="Numbers of partial results on the wire: as computed, or 16 bits (summed in fp32)."
+    )
+    bandwidth_mbps: NonNegative = Field(
+        0.0, description="Of each worker's link, for the plan; 0: measured when training starts."
+    )
+    latency_us: NonNegative = Field(0.0, description="Of one collective, for the plan; read if bandwidth_mbps is set.")
     lanes: int = Field(64, ge=1, description="Fixed pieces of the batch that key dropout, whatever the workers.")
     checkpoint_steps: int = Field(0, ge=0, description="A checkpoint every so many steps; 0: each epoch only.")
     worker_memory_mb: int = Field(0, ge=0, description="Most row memory per worker that placement allows; 0: any.")
 
 
+class TableConfig(Section):
+    """Which values own rows, decided on the steps' own clock: the same rows for any number of workers."""
+
+    admit_count: int = Field(1, ge=1, description="A value gets its row at this occurrence in training; before: zero.")
+    admit_probability: float = Field(
+        1.0, gt=0, le=1, description="Or by one coin per step that meets the value; not with admit_count."
+    )
+    max_rows: int = Field(0, ge=0, description="Most rows over all workers after an eviction; 0: any number.")
+    budget_keeps: Literal["frequent", "recent"] = Field(
+        "frequent", description="Which rows max_rows keeps: the most often met, or the latest met."
+    )
+    idle_steps: int = Field(0, ge=0, description="Evict rows not met for more than this many steps; 0: never.")
+    idle_days: int = Field(
+        0, ge=0, description="Evict rows not met for more than this many days of source.time; 0: never."
+    )
+    evict_zero: bool = Field(False, description="Evict rows whose weights are all zero (see group_ftrl).")
+    evict_every: int = Field(1000, ge=1, description="Steps between evictions; those by days come at a day's end.")
+
+    @model_validator(mode="after")
+    def _one_admission(self) -> TableConfig:
+        if self.admit_count > 1 and self.admit_probability < 1:
+            raise ValueError("admit_count and admit_probability are two ways to admit; set one of them")
+        return self
+
+
 class OptimizerConfig(Section):
     """An update rule."""
 
-    name: Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "adamw"] = Field("adam", description="The rule.")
+    name: Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl", "group_ftrl"] = Field(
+        "adam", description="The rule; rowwise_adagrad and the ftrl rules are for rows."
+    )
     learning_rate: Positive = Field(0.001, description="Step size.")
-    l2: NonNegative = Field(0.0, description="Gradient + l2 w (coupled); for rows on touched rows.")
+    l2: NonNegative = Field(
+        0.0, description="Gradient + l2 w (coupled); for rows on touched rows. ftrl: of its closed form."
+    )
+    l1: NonNegative = Field(0.0, description="ftrl, group_ftrl: pulls single weights to zero.")
+    group_l1: NonNegative = Field(0.0, description="group_ftrl: pulls whole rows to zero.")
+    ftrl_beta: NonNegative = Field(
+        1.0, description="ftrl, group_ftrl: beta of the learning rate alpha/(beta + sqrt n)."
+    )
     weight_decay: NonNegative = Field(0.0, description="adamw: decoupled, w - lr weight_decay w.")
     beta1: float = Field(0.9, ge=0, lt=1, description="adam, adamw.")
     beta2: float = Field(0.999, ge=0, lt=1, description="adam, adamw.")
@@ -258,6 +321,12 @@ class OptimizerConfig(Section):
     def _decay_fits(self) -> OptimizerConfig:
         if self.weight_decay and self.name != "adamw":
             raise ValueError(f"weight_decay needs name = 'adamw' (it is {self.name!r}); or use l2")
+        if self.weight_decay * self.learning_rate >= 1:
+            raise ValueError("learning_rate * weight_decay must be below 1: each step would take more than the weight")
+        if self.l1 and self.name not in ("ftrl", "group_ftrl"):
+            raise ValueError(f"l1 needs name = 'ftrl' or 'group_ftrl' (it is {self.name!r})")
+        if self.group_l1 and self.name != "group_ftrl":
+            raise ValueError(f"group_l1 needs name = 'group_ftrl' (it is {self.name!r})")
         return self
 
 
@@ -275,8 +344,8 @@ class OptimizersConfig(Section):
 
     @model_validator(mode="after")
     def _dense_has_no_rows(self) -> OptimizersConfig:
-        if self.dense.name == "rowwise_adagrad":
-            raise ValueError("dense.name = 'rowwise_adagrad' is for rows: use adagrad")
+        if self.dense.name in ("rowwise_adagrad", "ftrl", "group_ftrl"):
+            raise ValueError(f"dense.name = {self.dense.name!r} is for rows: use adagrad")
         return self
 
 
@@ -314,6 +383,7 @@ class Config(Section):
     fields: tuple[FieldConfig, ...] = ()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    table: TableConfig = TableConfig()
     optimizer: OptimizersConfig = OptimizersConfig()
     storage: StorageConfig = StorageConfig()
     registry: RegistryConfig = RegistryConfig()
@@ -325,6 +395,8 @@ class Config(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"fields: {twice[0]} is declared twice; give each field its own name")
+        if self.fields and all(field.input == "dense" for field in self.fields):
+            raise ValueError("fields: all are dense inputs; at least one must own rows (input = 'rows')")
         if not self.fields and self.source.format in ("csv", "parquet"):
             raise ValueError(f"fields: none declared; add [[fields]] tables (format {self.source.format} has no own)")
         if self.split.by == "time" and not self.source.time and self.source.format != "synthetic":
@@ -332,6 +404,8 @@ class Config(Section):
         paths = (self.source.path,) if isinstance(self.source.path, str) else self.source.path
         if self.split.by == "day" and paths and not self.source.time and not any("{day}" in path for path in paths):
             raise ValueError("split.by = 'day' needs source.time, or {day} in source.path")
+        if self.table.idle_days and not self.source.time and self.source.format != "synthetic":
+            raise ValueError("table.idle_days needs source.time, the column with the event's time")
         if self.train.lanes < self.train.workers:
             raise ValueError(
                 f"train.lanes = {self.train.lanes} must be at least train.workers = {self.train.workers}; raise it"
@@ -348,10 +422,8 @@ class Config(Section):
     @property
     def trajectory_digest(self) -> str:
         """sha256 of what decides the weights at each step: not how many workers compute it, nor when it stops."""
-        content = self.model_dump(mode="json", include={"model", "optimizer", "train"})
-        for key in ("workers", "epochs", "max_steps", "patience", "keep", "device", "exchange", "checkpoint_steps"):
-            content["train"].pop(key)
-        content["train"].pop("worker_memory_mb")
+        content = self.model_dump(mode="json", include={"model", "optimizer", "table"})
+        content["train"] = {key: getattr(self.train, key) for key in STEERING}
         content["seed"] = self.run.seed
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

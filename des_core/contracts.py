@@ -6,6 +6,7 @@ the manifest checks the digest, and the manifest names every other file with its
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -92,6 +93,12 @@ class FieldSpec(Record):
     mean: float = 0.0
     std: float = 1.0
     edges: tuple[float, ...] = ()
+    input: Literal["rows", "dense"] = "rows"
+
+
+def read_as(fields: Iterable[FieldSpec], input_: str) -> tuple[FieldSpec, ...]:
+    """Those fields whose ``input`` it is, in order."""
+    return tuple(field for field in fields if field.input == input_)
 
 
 class FieldStats(Record):
@@ -143,6 +150,16 @@ class Dataset(Record):
     files: tuple[str, ...]
     """Digests of the raw files, 16 hex digits of their sha256: ``_file`` points here."""
     stats: dict[str, FieldStats]
+
+    @property
+    def row_fields(self) -> tuple[FieldSpec, ...]:
+        """Fields whose values own rows, F."""
+        return read_as(self.fields, "rows")
+
+    @property
+    def dense_fields(self) -> tuple[FieldSpec, ...]:
+        """Numeric fields that go into the dense layers as they are, M."""
+        return read_as(self.fields, "dense")
 
     def rows(self, split: str) -> int:
         """Samples of a split."""

@@ -108,6 +108,7 @@ def ingest(
 def train(
     config: ConfigFile,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where a step's time goes.")] = False,
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -115,7 +116,16 @@ def train(
     from components import _stages
     from des_core.run import pin
 
-    done = _stages.train(pin(_load(config, set_)), resume)
+    run = pin(_load(config, set_))
+    done = _stages.train(run, resume, profile)
+    if profile:
+        from des_core.release import profile as pages
+        from pipelines import summary
+
+        phases, page = pages.write(run)
+        summary.show_profile(phases)
+        done.numbers["profile"] = page
+        _line("profile", page)
     _tell("train", done, as_json)
 
 
@@ -189,8 +199,9 @@ def plan(
     from pipelines import summary
 
     loaded = _load(config, set_)
-    dataset = Dataset.load(Reference.parse(_stages.ingest(loaded).reference))
-    explained = explain(loaded, dataset, workers or loaded.train.workers)
+    reference = Reference.parse(_stages.ingest(loaded).reference)
+    dataset = Dataset.load(reference)
+    explained = explain(loaded, dataset, reference, workers or loaded.train.workers)
     summary.show_plan(explained)
     _answer(as_json, explained)
 

@@ -91,11 +91,27 @@ def show_plan(plan: dict[str, Any]) -> None:
             )
         for rank, joint in enumerate(plan["joint"]):
             choice = ",".join(f"{name}:{kind}" for name, kind in joint["choice"].items())
-            print(log.format_event("joint", rank=rank + 1, choice=choice, bytes_per_step=joint["bytes_per_step"]))
+            numbers = {key: value for key, value in joint.items() if key != "choice"}
+            print(log.format_event("joint", rank=rank + 1, choice=choice, **numbers))
         for row in plan["placement"]:
             print(log.format_event("worker", **{**row, "fields": ",".join(row["fields"])}))
         return
     _plan_tables(plan)
+
+
+def show_profile(phases: dict[str, float]) -> None:
+    """Print a step's phases in milliseconds: a table on a terminal, one line elsewhere."""
+    if not sys.stdout.isatty():
+        print(log.format_event("profile", **{f"{phase}_ms": round(ms, 3) for phase, ms in phases.items()}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("phase", title="one step, worker 0", title_justify="left")
+    table.add_column("ms", justify="right")
+    for phase, ms in phases.items():
+        table.add_row(phase, f"{ms:.3f}")
+    Console().print(table)
 
 
 def _plan_tables(plan: dict[str, Any]) -> None:
@@ -105,15 +121,21 @@ def _plan_tables(plan: dict[str, Any]) -> None:
     console = Console()
     head = f"{plan['workers']} workers, {plan['batch']:,} samples per step; bytes per worker per step, both ways"
     operators = Table("operator", "width P", title=head, title_justify="left")
-    for column in ("sum", "gather", "chosen"):
+    for column in ("sum", "gather", "rows", "chosen"):
         operators.add_column(column, justify="left" if column == "chosen" else "right")
     for row in plan["operators"]:
-        sizes = [size(row["alternatives"][kind]) for kind in ("sum", "gather")]
+        known = row["alternatives"]
+        sizes = [size(known[kind]) if kind in known else "" for kind in ("sum", "gather", "rows")]
         operators.add_row(row["name"], str(row["width"]), *sizes, row["chosen"])
-    joint = Table("joint choice", title="all operators together, the fewest bytes first", title_justify="left")
-    joint.add_column("bytes per step", justify="right")
+    joint = Table(
+        "joint choice", "upper part", title="all operators together, the cheapest first", title_justify="left"
+    )
+    for column in ("bytes per step", "collectives", *(["ms per step"] if "ms_per_step" in plan["joint"][0] else [])):
+        joint.add_column(column, justify="right")
     for row in plan["joint"]:
-        joint.add_row(", ".join(f"{name}: {kind}" for name, kind in row["choice"].items()), size(row["bytes_per_step"]))
+        choice = ", ".join(f"{name}: {kind}" for name, kind in row["choice"].items())
+        time = [f"{row['ms_per_step']:.2f}"] if "ms_per_step" in row else []
+        joint.add_row(choice, row["upper"], size(row["bytes_per_step"]), str(row["collectives"]), *time)
     workers = Table("worker", "fields", title="who owns what", title_justify="left")
     for column in ("lookups", "bytes", "rows"):
         workers.add_column(column, justify="right")

@@ -113,6 +113,10 @@ def write_predictions(run: Run, labels: np.ndarray, scores: np.ndarray, name: st
     return table
 
 
+def _booked(predicted: float, counted: float, ms: float) -> dict[str, float]:
+    return {"predicted_bytes_per_step": predicted, "counted_bytes_per_step": counted, "ms_per_step": ms}
+
+
 def report_of(run: Run, labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
     """A report as the evaluator writes it."""
     click = run.config.source.task == "click"
@@ -141,14 +145,30 @@ def report_of(run: Run, labels: np.ndarray, scores: np.ndarray) -> dict[str, Any
             for n, a in ((1, 0.731), (2, 0.748), (3, 0.7461))
         ],
         "table": [
-            {"step": s, "rows": 42_000 * (1 - float(np.exp(-s / 40))), "bytes": 1.0, "load": 0.4} for s in range(1, 97)
+            {
+                "step": s,
+                "rows": 42_000 * (1 - float(np.exp(-s / 40))),
+                "candidates": 1_200.0,
+                "admitted": 43_000.0,
+                "evicted": 911.0,
+                "bytes": 4_400_000.0,
+                "bytes_per_row": 104.5,
+                "load": 0.4,
+            }
+            for s in range(1, 97)
         ],
         "exchange": {
-            name: {"kind": k, "predicted_bytes_per_step": p, "counted_bytes_per_step": c, "ms_per_step": t}
+            name: {
+                "kind": k,
+                **_booked(p, c, t),
+                "forward": _booked(p / 2, c / 2, t),
+                "backward": _booked(p / 2, c / 2, 0),
+            }
             for name, (k, p, c, t) in ledger.items()
         },
         "plan": {
             "choice": {"fm": "sum"},
+            "upper": "home",
             "placement": [
                 {"worker": 0, "fields": ["user"], "lookups_share": 0.25, "bytes_share": 0.75, "rows": 1234},
                 {"worker": 1, "fields": ["tags", "price"], "lookups_share": 0.75, "bytes_share": 0.25, "rows": 411},

@@ -30,6 +30,18 @@ def test_ingest() -> None:
     assert int(event["rows"]) == 20_000 and float(event["rows_per_s"]) > 0
 
 
+def test_index() -> None:
+    words = ["--keys", "20000", "--rows", "50000", "--batch", "2000", "--rounds", "6"]
+    lookups, _, eviction = filter(None, map(parse_event, bench("index.py", *words)))
+    assert int(lookups["find_per_s"]) > 0 and int(eviction["evicted"]) > 0
+
+
+def test_update() -> None:
+    words = ["--samples", "64", "--rows", "5200", "--rounds", "2", "--rules", "rowwise_adagrad", "group_ftrl"]
+    works = {event["work"] for event in map(parse_event, bench("update.py", *words)) if event}
+    assert {"fields_forward", "fields_backward", "rowwise_adagrad", "group_ftrl", "total"} <= works
+
+
 def test_train() -> None:
     words = ["--rows", "20000", "--models", "fm", "--workers", "2", "--batch", "1024"]
     (event,) = filter(None, map(parse_event, bench("train.py", *words)))
@@ -40,18 +52,19 @@ def test_train() -> None:
 
 def movielens(data: Path, *words: str) -> dict[tuple[str, int], float]:
     """Test AUC by model and workers."""
-    rows = [line.split("|") for line in bench("movielens.py", *words, DES_DATA=str(data))[2:]]
-    return {(row[2].strip(), int(row[3])): float(row[4]) for row in rows}
+    lines = bench("quality.py", *words, "--seeds", "0", DES_DATA=str(data))
+    rows = [line.split("|") for line in lines[2 : lines.index("")]]
+    return {(row[2].strip(), int(row[3])): float(row[5]) for row in rows}
 
 
 def test_movielens_at_random(shared_data: Path) -> None:
     """Interactions do no harm, and two workers find what one finds."""
     models = ["lr", "fm", "deepfm"]
-    aucs = movielens(shared_data, "--splits", "random", "--models", *models, "--workers", "1", "2")
+    aucs = movielens(shared_data, "--data", "movielens", "--models", *models, "--workers", "1", "2")
     assert aucs["lr", 1] >= 0.785
     assert aucs["fm", 1] >= aucs["lr", 1] and aucs["deepfm", 1] >= aucs["lr", 1]
     assert all(abs(aucs[model, 1] - aucs[model, 2]) <= 0.002 for model in models)
 
 
 def test_movielens_in_order_of_time(shared_data: Path) -> None:
-    assert movielens(shared_data, "--splits", "time", "--models", "lr", "--workers", "1")["lr", 1] >= 0.665
+    assert movielens(shared_data, "--data", "movielens-time", "--models", "lr", "--workers", "1")["lr", 1] >= 0.665

@@ -89,6 +89,26 @@ def test_a_wrong_value_is_told_with_what_it_must_be(base: Path, override: str, m
     ("overrides", "message"),
     [
         (["model.name=deepfmm"], "model.name: unknown model 'deepfmm'; did you mean deepfm?"),
+        (
+            ["table.admit_count=2", "table.admit_probability=0.5"],
+            "table: admit_count and admit_probability are two ways to admit; set one of them",
+        ),
+        (["table.idle_days=3"], "table.idle_days needs source.time, the column with the event's time"),
+        (["fields.film.input=dense"], "fields.film: input = 'dense' needs kind = 'numeric', no buckets and no table"),
+        (
+            ["fields=[{name='a', kind='numeric', input='dense'}]"],
+            "fields: all are dense inputs; at least one must own rows (input = 'rows')",
+        ),
+        (
+            ["optimizer.rows.name=adamw", "optimizer.rows.weight_decay=100"],
+            "optimizer.rows: learning_rate * weight_decay must be below 1: each step would take more than the weight",
+        ),
+        (["optimizer.rows.l1=1"], "optimizer.rows: l1 needs name = 'ftrl' or 'group_ftrl' (it is 'adam')"),
+        (
+            ["optimizer.rows.name=ftrl", "optimizer.rows.group_l1=1"],
+            "optimizer.rows: group_l1 needs name = 'group_ftrl' (it is 'ftrl')",
+        ),
+        (["optimizer.dense.name=ftrl"], "optimizer: dense.name = 'ftrl' is for rows: use adagrad"),
         (["model.name=tree"], f"model.name: unknown model 'tree'; it is one of {', '.join(MODELS)}"),
         (["source.positive=high"], 'source.positive: \'high\' is not a comparison; write it like ">= 4" or "== click"'),
         (

@@ -146,6 +146,15 @@ def _answers(url: str) -> bool:
         return False
 
 
+def test_a_step_is_shown_by_phase(home: Path) -> None:
+    """The run is trained already: its profile is drawn from what training wrote."""
+    answer, _ = des(home, "train", *DEMO, "--profile")
+    page = Path(answer["profile"]).read_text()
+    assert "<svg" in page and all(f">{phase}</text>" in page for phase in ("decode", "exchange", "update"))
+    training = json.loads(Path(answer["profile"]).with_name("training.json").read_text())
+    assert all(training["profile"][phase] > 0 for phase in ("read", "decode", "index", "gather", "partial", "backward"))
+
+
 def test_plan_names_the_joint_winner(home: Path) -> None:
     plan, _ = des(home, "plan", *DEMO, "--workers", "4")
     assert plan["workers"] == 4 and len(plan["placement"]) == 4

@@ -176,6 +176,12 @@ def field_values(table: pa.Table, field: FieldSpec) -> tuple[I64, F32, I64]:
     return keys, x, offsets
 
 
+def dense_values(table: pa.Table, fields: Sequence[FieldSpec]) -> F32:
+    """Dense inputs [B, M], transformed; a missing one is 0."""
+    columns = [_transformed(_one_chunk(table, field.name), field) for field in fields]
+    return np.nan_to_num(np.stack(columns, 1)) if columns else np.zeros((table.num_rows, 0), np.float32)
+
+
 def _one_chunk(table: pa.Table, name: str) -> pa.Array:
     column = table.column(name)
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
@@ -183,16 +189,22 @@ def _one_chunk(table: pa.Table, name: str) -> pa.Array:
 
 def _number_values(column: pa.Array, field: FieldSpec) -> tuple[I64, F32]:
     """A number scales the field's one row; a missing one has a row of its own; a bucket is a key."""
-    values: Array = column.to_numpy(zero_copy_only=False).astype(np.float32)
+    values = _transformed(column, field)
     absent = np.isnan(values)
     if field.transform == "bucket":
         keys = np.searchsorted(np.array(field.edges, np.float32), values, side="right").astype(np.int64)
         return np.where(absent, MISSING, keys), np.ones(len(values), np.float32)
+    return np.where(absent, np.int64(MISSING), np.int64(NUMBER)), np.where(absent, np.float32(1), values)
+
+
+def _transformed(column: pa.Array, field: FieldSpec) -> F32:
+    """Numbers [B], nan where missing."""
+    values: Array = column.to_numpy(zero_copy_only=False).astype(np.float32)
     if field.transform == "log1p":
         values = (np.sign(values) * np.log1p(np.abs(values))).astype(np.float32)
     elif field.transform == "standard":
         values = ((values - np.float32(field.mean)) / np.float32(field.std or 1.0)).astype(np.float32)
-    return np.where(absent, np.int64(MISSING), np.int64(NUMBER)), np.where(absent, np.float32(1), values)
+    return values
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ last. Rows are keyed by id, which stands for (table, key), never by slot, so any
 read them: each takes the ids in its own buckets. Randomness is counters of seed, step and epoch, so the
 cursor is its whole state.
 
-    step-0000000120/{ids,tables,rows,state}-00000.npy  worker-00000.json  dense.safetensors  manifest.json
-    last.json                                          reference of the newest manifest
+    step-0000000120/{ids,tables,counts,last,rows,state}-00000.npy   rows and their counters
+                    {candidate_ids,candidate_tables,...}-00000.npy  values met but not admitted
+                    worker-00000.json  dense.safetensors  manifest.json
+    last.json       reference of the newest manifest
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ from des_core.errors import CheckpointError, StorageError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-ARRAYS = ("ids", "tables", "rows", "state")
+FORMAT = 2
+KEYS = ("ids", "tables", "counts", "last")
+ROWS = (*KEYS, "rows", "state")
+CANDIDATES = tuple(f"candidate_{name}" for name in KEYS)
 
 
 class Shape(Record):
@@ -56,7 +61,7 @@ class Shape(Record):
 class Manifest(Record):
     """What a checkpoint holds; written last."""
 
-    format: int = 1
+    format: int = FORMAT
     run_key: str
     trajectory: str
     """Digest of all that decides the weights at a step; runs that share it may continue each other."""
@@ -86,12 +91,12 @@ def save(
     if peers.rank == 0:
         storage.delete(manifest)
     peers.barrier()
-    arrays = {
-        "ids": table.ids,
-        "tables": table.tables,
+    arrays = {name: getattr(table, name) for name in KEYS}
+    arrays |= {
         "rows": table.rows_SK[: table.used].cpu().numpy(),
         "state": table.state_SZ[: table.used].cpu().numpy(),
     }
+    arrays |= {name: getattr(table.candidates, key) for name, key in zip(CANDIDATES, KEYS, strict=True)}
     mine = {
         name: write_array(storage.join(uri, name), array)
         for name, array in ((f"{kind}-{peers.rank:05d}.npy", array) for kind, array in arrays.items())
@@ -146,6 +151,10 @@ def read_manifest(reference: Reference, shape: Shape) -> Manifest:
         manifest = Manifest.load(reference)
     except StorageError as error:
         raise CheckpointError(str(error)) from None
+    if manifest.format != FORMAT:
+        raise CheckpointError(
+            f"{reference.uri} has format {manifest.format}, this version of DES reads {FORMAT}; train without --resume"
+        )
     difference = manifest.shape.differs_from(shape)
     if difference:
         name = reference.uri.split("/")[-2]
@@ -159,10 +168,11 @@ def load_rows(reference: Reference, manifest: Manifest, table: Table, owner_TH: 
     """Fill a table with the rows whose buckets ``worker`` owns, whoever wrote them."""
     folder = reference.uri.rpartition("/")[0]
     for writer in range(manifest.workers):
-        ids, tables, rows, state = (read_array(folder, f"{kind}-{writer:05d}.npy", manifest) for kind in ARRAYS)
-        buckets = (ids.view(np.uint64) >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
-        mine = owner_TH[tables, buckets] == worker
-        table.restore(ids[mine], tables[mine], rows[mine], state[mine])
+        for names, restore in ((ROWS, table.restore), (CANDIDATES, table.restore_candidates)):
+            arrays = [read_array(folder, f"{name}-{writer:05d}.npy", manifest) for name in names]
+            buckets = (arrays[0].view(np.uint64) >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
+            mine = owner_TH[arrays[1], buckets] == worker
+            restore(*(array[mine] for array in arrays))
 
 
 def load_dense(

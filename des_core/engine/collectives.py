@@ -10,7 +10,9 @@ others, which then leave rather than wait. Started by torchrun: RANK, WORLD_SIZE
 
 from __future__ import annotations
 
+import math
 import os
+import statistics
 import threading
 import time
 from collections import defaultdict
@@ -24,6 +26,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
+LINK_NUMBERS = 1 << 18
+"""Sent to each worker to measure bandwidth."""
 BEAT_S = 1.0
 SILENCE_S = 25.0
 """A worker that has not beaten for this long is taken for lost."""
@@ -31,21 +35,31 @@ SILENCE_S = 25.0
 
 @dataclass
 class Ledger:
-    """Bytes sent to other workers and seconds spent, by line, since ``clear``."""
+    """Bytes sent to other workers and seconds spent, by ``entry(line, way)``, since ``clear``."""
 
     sent_bytes: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def clear(self) -> None:
+        """Begin anew."""
         self.sent_bytes.clear()
         self.seconds.clear()
 
-    def book(self, bytes_by_line: dict[str, float], seconds: float) -> None:
+    def book(self, bytes_by_line: dict[str, float], seconds: float, way: str) -> None:
         """Add a collective; its time is shared out by bytes, evenly where nothing was sent."""
         total = sum(bytes_by_line.values())
         for line, count in bytes_by_line.items():
-            self.sent_bytes[line] += count
-            self.seconds[line] += seconds * (count / total if total else 1 / len(bytes_by_line))
+            self.sent_bytes[entry(line, way)] += count
+            self.seconds[entry(line, way)] += seconds * (count / total if total else 1 / len(bytes_by_line))
+
+
+WAYS = ("forward", "backward")
+"""With totals, towards the loss; with gradients, away from it."""
+
+
+def entry(line: str, way: str) -> str:
+    """A line of the ledger in one direction."""
+    return f"{line}/{way}"
 
 
 class Collectives:
@@ -54,6 +68,8 @@ class Collectives:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.ledger = Ledger()
+        self.spent_s = 0.0
+        """Inside collectives, all told."""
         backend = "nccl" if device.type == "cuda" else "gloo"
         # Silence is noticed by heartbeats, so a slow but living worker is never cut off.
         dist.init_process_group(backend, timeout=timedelta(hours=2))
@@ -78,7 +94,7 @@ class Collectives:
         finally:
             self.ledger = kept
 
-    def all_to_all(self, sent: Tensor, send: list[dict[str, int]], receive: list[int]) -> Tensor:
+    def all_to_all(self, sent: Tensor, send: list[dict[str, int]], receive: list[int], way: str = "forward") -> Tensor:
         """What the workers sent here, flat, in rank order.
 
         Args:
@@ -89,25 +105,65 @@ class Collectives:
         sizes = [sum(lines.values()) for lines in send]
         received = sent.new_empty(sum(receive))
         start = time.perf_counter()
-        dist.all_to_all_single(received, sent.contiguous(), receive, sizes)
+        # Bytes, because not every backend carries every type; a backend's threads are no use to one worker.
+        width = sent.element_size()
+        if self.workers == 1:
+            received.copy_(sent)
+        else:
+            dist.all_to_all_single(
+                received.view(torch.uint8),
+                sent.contiguous().view(torch.uint8),
+                [size * width for size in receive],
+                [size * width for size in sizes],
+            )
         seconds = time.perf_counter() - start
+        self.spent_s += seconds
         counted: dict[str, float] = defaultdict(float)
         for worker, lines in enumerate(send):
             for line, count in lines.items():
                 counted[line] += count * sent.element_size() if worker != self.rank else 0
-        self.ledger.book(counted, seconds)
+        self.ledger.book(counted, seconds, way)
         return received
 
-    def all_reduce(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    def all_reduce(self, parts: dict[str, Tensor], way: str = "forward") -> dict[str, Tensor]:
         """The sum over workers of every tensor, by ledger line, in one collective; the same bits everywhere."""
         flat = torch.cat([part.reshape(-1) for part in parts.values()])
         start = time.perf_counter()
-        dist.all_reduce(flat)
+        if self.workers > 1:
+            dist.all_reduce(flat)
         seconds = time.perf_counter() - start
+        self.spent_s += seconds
         share = 2 * (self.workers - 1) / self.workers * flat.element_size()
-        self.ledger.book({line: share * part.numel() for line, part in parts.items()}, seconds)
+        self.ledger.book({line: share * part.numel() for line, part in parts.items()}, seconds, way)
         pieces = flat.split([part.numel() for part in parts.values()])
         return {line: piece.view(part.shape) for (line, part), piece in zip(parts.items(), pieces, strict=True)}
+
+    def link(self) -> tuple[float, float]:
+        """Bytes per second that a worker sends and seconds of a collective's latency, known to all alike.
+
+        The slowest worker's medians of a few all-to-alls, rounded to powers of two: runs on one machine agree.
+        """
+        if self.workers == 1:
+            return 1e12, 0.0
+        with self.uncounted():
+            small = self._median_s(numbers=1, times=20)
+            large = self._median_s(numbers=LINK_NUMBERS, times=5)
+            mine = torch.zeros(2, self.workers, dtype=torch.float64, device=self.device)
+            mine[:, self.rank] = torch.tensor([small, large], dtype=torch.float64)
+            slowest = self.all_reduce({"link": mine})["link"].max(1).values.tolist()
+        latency_s, large_s = (2.0 ** round(math.log2(seconds)) for seconds in slowest)
+        sent = 4 * LINK_NUMBERS * (self.workers - 1)
+        return sent / max(large_s - latency_s, large_s / 2), latency_s
+
+    def _median_s(self, numbers: int, times: int) -> float:
+        """Seconds of an all-to-all that sends ``numbers`` to each worker."""
+        sent = torch.zeros(numbers * self.workers, device=self.device)
+        took = []
+        for _ in range(times):
+            start = time.perf_counter()
+            self.all_to_all(sent, [{"link": numbers}] * self.workers, [numbers] * self.workers).sum().item()
+            took.append(time.perf_counter() - start)
+        return statistics.median(took)
 
     def gather(self, rows: Tensor) -> list[Tensor]:
         """On worker 0 every worker's ``rows`` [n_w, ...], in rank order; elsewhere empty. Under ``uncounted``."""

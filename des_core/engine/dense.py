@@ -11,7 +11,7 @@ Dims: B samples at home, h units, J lanes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ class Home:
     training: bool = False
     total: Callable[[Tensor], Tensor] = lambda part: part
     """Sum over workers, with a gradient that is a sum over workers."""
+    inputs_BM: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    """Dense inputs of the slice."""
 
 
 def lane_edges(samples: int, lanes: int) -> list[int]:
@@ -115,10 +117,14 @@ class Tower(nn.Module):
 
     Per hidden layer batch norm if asked for, ReLU, dropout; then one output unit without bias, for
     the model adds one bias to the sum of its parts.
+
+    Args:
+        inputs: numbers that come in, where the first layer too runs at home; 0: its sum comes in.
     """
 
-    def __init__(self, hidden: tuple[int, ...], dropout: float, batch_norm: bool) -> None:
+    def __init__(self, hidden: tuple[int, ...], dropout: float, batch_norm: bool, inputs: int = 0) -> None:
         super().__init__()
+        self.first = nn.Linear(inputs, hidden[0], bias=not batch_norm) if inputs else nn.Identity()
         self.norms = nn.ModuleList(GlobalBatchNorm(units) if batch_norm else nn.Identity() for units in hidden)
         self.dropouts = nn.ModuleList(LaneDropout(layer, dropout) for layer in range(len(hidden)))
         self.layers = nn.ModuleList(
@@ -128,6 +134,7 @@ class Tower(nn.Module):
         self._batch_norm = batch_norm
 
     def forward(self, x_Bh: Tensor, home: Home) -> Tensor:
+        x_Bh = self.first(x_Bh)
         for number, dropout in enumerate(self.dropouts):
             if number:
                 x_Bh = self.layers[number - 1](x_Bh)

@@ -8,22 +8,43 @@ state; Adam corrects its bias by the global step, as torch.optim.SparseAdam. Wit
     adagrad          s += G^2;  w -= lr G / (sqrt(s) + eps)
     rowwise_adagrad  the same with one s for w and one, the mean of G^2, for v_1..v_k
     adam             m += (1-b1)(G-m);  n += (1-b2)(G^2-n);  w -= lr sqrt(1-b2^t)/(1-b1^t) m / (sqrt(n) + eps)
-    adamw            w *= 1 - lr weight_decay, then adam
+    adamw            w *= 1 - lr weight_decay, then adam; ``Decay`` knows the steps a row missed
+    ftrl             z += g - (sqrt(n + g^2) - sqrt(n))/lr w;  n += g^2;  s = -z, each shrunk by l1 towards 0
+                     w = s / D,  D = (ftrl_beta + sqrt(n))/lr + l2;  here l2 is of this form, g the bare gradient
+    group_ftrl       s times max(0, 1 - group_l1 sqrt(K)/|s|) first: the group is the row, [w | v_1..v_k] in one, for
+                     only a row that is zero as a whole frees its memory. As in the paper's published code |s| takes
+                     no notice of D: zero exactly where group lasso is, shrunk alike where D is the same in a row
+
+FTRL keeps a weight in z and the closed form gives it back. A row is born with z = -D w: its first value counts as
+evidence, which l1 and group_l1 may find too little, so that a value met now and then ends at zero. From then on, where
+w is not zero the two say the same and z is taken from w, s = D w (1 + group_l1 sqrt(K)/|D w|): a new learning
+rate moves no weight by itself (it is FTRL at the rates lr_t/(beta + sqrt n_t)). Where w is zero z itself is
+kept. A weight whose D is 0 (no gradient yet, ftrl_beta = l2 = 0) stays as it is.
 
 Sources: Duchi et al., JMLR 2011; Kingma and Ba, ICLR 2015; Loshchilov and Hutter, ICLR 2019;
-row-wise: Gupta et al., "Training recommender systems at scale", arXiv 2019.
-Dims: U rows touched, K numbers per row, Z numbers of state.
+row-wise: Gupta et al., "Training recommender systems at scale", arXiv 2019; McMahan et al., "Ad click prediction",
+KDD 2013; Yue et al., "Adaptive optimizers with sparse group lasso", ECML-PKDD 2021.
+Dims: U rows touched, K numbers per row, Z numbers of state, S slots, P pieces of constant decay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
+from torch.nn.functional import softshrink
 
 from des_core.config import OptimizerConfig
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# Rows read ahead: enough for their misses to overlap, few enough to stay in the first cache.
+AHEAD = 16
 
 
 def state_width(rule: str, width: int) -> int:
@@ -31,10 +52,47 @@ def state_width(rule: str, width: int) -> int:
     return {"sgd": 0, "adagrad": width, "rowwise_adagrad": min(width, 2)}.get(rule, 2 * width)
 
 
+def apply(
+    config: OptimizerConfig,
+    rows_SK: Tensor,
+    state_SZ: Tensor,
+    slots_U: Tensor,
+    gradient_UK: Tensor,
+    step: int,
+    rate: float,
+) -> None:
+    """Update the rows of ``slots_U``, all different, in place; the arguments are those of ``update_rows``."""
+    if rows_SK.device.type != "cpu":
+        rows_UK, state_UZ = rows_SK.index_select(0, slots_U), state_SZ.index_select(0, slots_U)
+        rows_UK, state_UZ = update_rows(config, rows_UK, gradient_UK, state_UZ, step, rate)
+        rows_SK.index_copy_(0, slots_U, rows_UK)
+        state_SZ.index_copy_(0, slots_U, state_UZ)
+        return
+    l2, eps, width = config.l2, config.eps, rows_SK.shape[1]
+    kept = 1 - rate * config.weight_decay
+    adam = (_adam_rate(config, step, rate), l2, eps, kept, 1 - config.beta1, 1 - config.beta2)
+    ftrl = (1 / rate, l2, config.ftrl_beta, config.l1, config.group_l1 * width**0.5)
+    rules: dict[str, tuple[Any, tuple[float, ...]]] = {
+        "sgd": (_sgd, (rate, l2)),
+        "adagrad": (_adagrad, (rate, l2, eps)),
+        "rowwise_adagrad": (_rowwise_adagrad, (rate, l2, eps)),
+        "adam": (_adam, adam),
+        "adamw": (_adam, adam),
+        "ftrl": (_ftrl, ftrl),
+        "group_ftrl": (_ftrl, ftrl),
+    }
+    kernel, numbers = rules[config.name]
+    arrays = [tensor.numpy() for tensor in (rows_SK, state_SZ, slots_U, gradient_UK.contiguous())]
+    kernel(*arrays, tuple(map(arrays[0].dtype.type, numbers)))
+
+
 def update_rows(
     config: OptimizerConfig, rows_UK: Tensor, gradient_UK: Tensor, state_UZ: Tensor, step: int, rate: float
 ) -> tuple[Tensor, Tensor]:
     """New rows [U, K] and state [U, Z] after global step ``step`` (from 1) at learning rate ``rate``."""
+    width = rows_UK.shape[1]
+    if config.name in ("ftrl", "group_ftrl"):
+        return _ftrl_rows(config, rows_UK, gradient_UK, state_UZ, rate)
     gradient_UK = gradient_UK + config.l2 * rows_UK if config.l2 else gradient_UK
     if config.name == "sgd":
         return rows_UK - rate * gradient_UK, state_UZ
@@ -46,17 +104,194 @@ def update_rows(
         mean_UZ = torch.cat([square_UK[:, :1], square_UK[:, 1:].mean(1, keepdim=True)], 1)[:, : state_UZ.shape[1]]
         state_UZ = state_UZ + mean_UZ
         rate_UZ = rate / (state_UZ.sqrt() + config.eps)
-        rate_UK = torch.cat([rate_UZ[:, :1], rate_UZ[:, 1:].expand(-1, rows_UK.shape[1] - 1)], 1)
+        rate_UK = torch.cat([rate_UZ[:, :1], rate_UZ[:, 1:].expand(-1, width - 1)], 1)
         return rows_UK - rate_UK * gradient_UK, state_UZ
-    width = rows_UK.shape[1]
-    first_UK, second_UK = state_UZ[:, :width], state_UZ[:, width:]
-    first_UK = torch.lerp(first_UK, gradient_UK, 1 - config.beta1)
-    second_UK = torch.lerp(second_UK, gradient_UK.square(), 1 - config.beta2)
-    if config.weight_decay:
-        rows_UK = rows_UK * (1 - rate * config.weight_decay)
-    scale: float = rate * (1 - config.beta2**step) ** 0.5 / (1 - config.beta1**step)
-    moved_UK = rows_UK - scale * first_UK / (second_UK.sqrt() + config.eps)
+    first_UK = torch.lerp(state_UZ[:, :width], gradient_UK, 1 - config.beta1)
+    second_UK = torch.lerp(state_UZ[:, width:], gradient_UK.square(), 1 - config.beta2)
+    kept_UK = rows_UK * (1 - rate * config.weight_decay)
+    moved_UK = kept_UK - _adam_rate(config, step, rate) * first_UK / (second_UK.sqrt() + config.eps)
     return moved_UK, torch.cat([first_UK, second_UK], 1)
+
+
+def _adam_rate(config: OptimizerConfig, step: int, rate: float) -> float:
+    corrected: float = rate * (1 - config.beta2**step) ** 0.5 / (1 - config.beta1**step)
+    return corrected
+
+
+def _ftrl_rows(
+    config: OptimizerConfig, rows_UK: Tensor, gradient_UK: Tensor, state_UZ: Tensor, rate: float
+) -> tuple[Tensor, Tensor]:
+    width = rows_UK.shape[1]
+    group = config.group_l1 * width**0.5
+    z_UK, n_UK = state_UZ[:, :width], state_UZ[:, width:]
+    plain_UK = rows_UK * ((config.ftrl_beta + n_UK.sqrt()) / rate + config.l2)
+    length_U1 = plain_UK.norm(dim=1, keepdim=True)
+    held_UK = plain_UK * torch.where(length_U1 > 0, (length_U1 + group) / length_U1, 0)
+    born_UK = (z_UK == 0) & (n_UK == 0)
+    kept_UK = torch.where(rows_UK == 0, z_UK, -held_UK - config.l1 * rows_UK.sign())
+    z_UK = torch.where(born_UK, -plain_UK, kept_UK)
+    after_UK = n_UK + gradient_UK.square()
+    z_UK = z_UK + gradient_UK - (after_UK.sqrt() - n_UK.sqrt()) / rate * rows_UK
+    s_UK = softshrink(-z_UK, config.l1)
+    length_U1 = s_UK.norm(dim=1, keepdim=True)
+    s_UK = s_UK * torch.where(length_U1 > group, (length_U1 - group) / length_U1, 0)
+    divisor_UK = (config.ftrl_beta + after_UK.sqrt()) / rate + config.l2
+    return torch.where(divisor_UK > 0, s_UK / divisor_UK, rows_UK), torch.cat([z_UK, after_UK], 1)
+
+
+# The kernels compute in the rows' own precision: a literal or an integer among the numbers would make it double.
+# Python's error model would test every divisor for zero, and so forbid vector instructions.
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _ahead(rows_SK: Array, state_SZ: Array, slots_U: Array, first: int) -> Any:
+    """The sum of what lies in the next rows' cache lines, so that their misses overlap instead of queueing up."""
+    total = rows_SK.dtype.type(0)
+    for slot in slots_U[first : first + AHEAD]:
+        for k in range(0, rows_SK.shape[1], 8):
+            total += rows_SK[slot, k]
+        for k in range(0, state_SZ.shape[1], 8):
+            total += state_SZ[slot, k]
+    return total
+
+
+# Each kernel returns what it read ahead, or the compiler would drop the reads.
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _sgd(rows_SK: Array, state_SZ: Array, slots_U: Array, gradient_UK: Array, numbers: Any) -> Any:
+    read, (rate, l2) = numbers[0], numbers
+    for u in range(len(slots_U)):
+        if u % AHEAD == 0:
+            read += _ahead(rows_SK, state_SZ, slots_U, u)
+        slot = slots_U[u]
+        for k in range(rows_SK.shape[1]):
+            rows_SK[slot, k] -= rate * (gradient_UK[u, k] + l2 * rows_SK[slot, k])
+    return read
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _adagrad(rows_SK: Array, state_SZ: Array, slots_U: Array, gradient_UK: Array, numbers: Any) -> Any:
+    read, (rate, l2, eps) = numbers[0], numbers
+    for u in range(len(slots_U)):
+        if u % AHEAD == 0:
+            read += _ahead(rows_SK, state_SZ, slots_U, u)
+        slot = slots_U[u]
+        for k in range(rows_SK.shape[1]):
+            g = gradient_UK[u, k] + l2 * rows_SK[slot, k]
+            state_SZ[slot, k] += g * g
+            rows_SK[slot, k] -= rate * g / (math.sqrt(state_SZ[slot, k]) + eps)
+    return read
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _rowwise_adagrad(rows_SK: Array, state_SZ: Array, slots_U: Array, gradient_UK: Array, numbers: Any) -> Any:
+    read, (rate, l2, eps) = numbers[0], numbers
+    width = rows_SK.shape[1]
+    for u in range(len(slots_U)):
+        if u % AHEAD == 0:
+            read += _ahead(rows_SK, state_SZ, slots_U, u)
+        slot = slots_U[u]
+        g = gradient_UK[u, 0] + l2 * rows_SK[slot, 0]
+        state_SZ[slot, 0] += g * g
+        rows_SK[slot, 0] -= rate * g / (math.sqrt(state_SZ[slot, 0]) + eps)
+        if width > 1:
+            total = rows_SK.dtype.type(0)
+            for k in range(1, width):
+                g = gradient_UK[u, k] + l2 * rows_SK[slot, k]
+                total += g * g
+            state_SZ[slot, 1] += total / rows_SK.dtype.type(width - 1)
+            own_rate = rate / (math.sqrt(state_SZ[slot, 1]) + eps)
+            for k in range(1, width):
+                rows_SK[slot, k] -= own_rate * (gradient_UK[u, k] + l2 * rows_SK[slot, k])
+    return read
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _adam(rows_SK: Array, state_SZ: Array, slots_U: Array, gradient_UK: Array, numbers: Any) -> Any:
+    read, (rate, l2, eps, kept, new_first, new_second) = numbers[0], numbers
+    width = rows_SK.shape[1]
+    for u in range(len(slots_U)):
+        if u % AHEAD == 0:
+            read += _ahead(rows_SK, state_SZ, slots_U, u)
+        row_K, gradient_K = rows_SK[slots_U[u]], gradient_UK[u]
+        first_K, second_K = state_SZ[slots_U[u], :width], state_SZ[slots_U[u], width:]
+        for k in range(width):
+            g = gradient_K[k] + l2 * row_K[k]
+            first_K[k] += new_first * (g - first_K[k])
+            second_K[k] += new_second * (g * g - second_K[k])
+            row_K[k] = kept * row_K[k] - rate * first_K[k] / (math.sqrt(second_K[k]) + eps)
+    return read
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _ftrl(rows_SK: Array, state_SZ: Array, slots_U: Array, gradient_UK: Array, numbers: Any) -> Any:
+    read, (steep, l2, beta, l1, group) = numbers[0], numbers
+    width = rows_SK.shape[1]
+    zero = rows_SK.dtype.type(0)
+    s_K, root_K = np.empty(width, rows_SK.dtype), np.empty(width, rows_SK.dtype)
+    for u in range(len(slots_U)):
+        if u % AHEAD == 0:
+            read += _ahead(rows_SK, state_SZ, slots_U, u)
+        row_K, gradient_K = rows_SK[slots_U[u]], gradient_UK[u]
+        z_K, n_K = state_SZ[slots_U[u], :width], state_SZ[slots_U[u], width:]
+        total = zero
+        for k in range(width):
+            root_K[k] = math.sqrt(n_K[k])
+            s_K[k] = row_K[k] * ((beta + root_K[k]) * steep + l2)
+            total += s_K[k] * s_K[k]
+        length = math.sqrt(total)
+        stretch = (length + group) / length if length > zero else zero
+        total = zero
+        for k in range(width):
+            if z_K[k] == zero and n_K[k] == zero:
+                z = -s_K[k]
+            else:
+                z = z_K[k] if row_K[k] == zero else -stretch * s_K[k] - math.copysign(l1, row_K[k])
+            n_K[k] += gradient_K[k] * gradient_K[k]
+            root = math.sqrt(n_K[k])
+            z += gradient_K[k] - (root - root_K[k]) * steep * row_K[k]
+            z_K[k], root_K[k] = z, root
+            s_K[k] = max(-l1, min(z, l1)) - z
+            total += s_K[k] * s_K[k]
+        length = math.sqrt(total)
+        shrink = (length - group) / length if length > group else zero
+        for k in range(width):
+            divisor = (beta + root_K[k]) * steep + l2
+            if divisor > zero:
+                row_K[k] = shrink * s_K[k] / divisor
+    return read
+
+
+class Decay:
+    """Decoupled decay of all steps so far, so that rows catch up exactly on what they missed.
+
+    Args:
+        pieces: ``[first step, share]`` each, as ``pieces`` holds them: every step from the first one on takes
+            that share, learning rate times weight decay, off each weight.
+    """
+
+    def __init__(self, pieces: Iterable[Sequence[float]] = ()) -> None:
+        self.pieces: list[tuple[int, float]] = [(int(first), share) for first, share in pieces]
+
+    def record(self, step: int, share: float) -> None:
+        """Note the share that ``step`` takes, later than all before it."""
+        if share != (self.pieces[-1][1] if self.pieces else 0.0):
+            self.pieces.append((step, share))
+
+    def missed(self, previous_U: Array, step: int) -> Array:
+        """Factors, float64 [U]: what the steps after a row's ``previous`` and before ``step`` make of a weight."""
+        starts_P = np.array([0, *(first - 1 for first, _ in self.pieces)])
+        logs_P = np.log1p([0.0, *(-share for _, share in self.pieces)])
+        sums_P = np.concatenate([[0.0], np.cumsum(np.diff(starts_P) * logs_P[:-1])])
+
+        def log_after(steps: Array) -> Array:
+            piece = np.searchsorted(starts_P, steps, side="right") - 1
+            log: Array = sums_P[piece] + (steps - starts_P[piece]) * logs_P[piece]
+            return log
+
+        factors_U: Array = np.exp(log_after(np.array(step - 1)) - log_after(previous_U.astype(np.int64)))
+        return factors_U
 
 
 def dense_optimizer(config: OptimizerConfig, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:

@@ -57,7 +57,7 @@ def place(dataset: Dataset, workers: int, row_bytes: int, limit_bytes: int = 0) 
     Raises:
         ConfigError: the rows do not fit ``workers`` times ``limit_bytes`` (0: no limit).
     """
-    tables = sorted({field.table for field in dataset.fields})
+    tables = sorted({field.table for field in dataset.row_fields})
     lookups_TH, rows_TH = _weights(dataset, tables)
     most = limit_bytes / row_bytes if limit_bytes else np.inf
     for lookup_share in (LOOKUP_SHARE, 0.5, 0.25, 0.0):
@@ -78,7 +78,7 @@ def _weights(dataset: Dataset, tables: list[str]) -> tuple[Array, Array]:
     """Expected lookups per sample and rows, by bucket; frequent values count where they fall."""
     lookups_TH, rows_TH = np.zeros((len(tables), BUCKETS)), np.zeros((len(tables), BUCKETS))
     samples = max(dataset.rows("train"), 1)
-    for field in dataset.fields:
+    for field in dataset.row_fields:
         stats = dataset.stats[field.name]
         t = tables.index(field.table)
         frequent = np.zeros(BUCKETS)

@@ -10,19 +10,28 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import partial
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 
 from des_core import log, metrics, storage
-from des_core.contracts import GROUP, LABEL, Record, Reference
+from des_core.contracts import FILE, GROUP, LABEL, ROW, TIME, Record, Reference
+from des_core.data.batches import Stream
+from des_core.data.prefetch import ahead
 from des_core.engine import checkpoint
-from des_core.engine.collectives import Collectives
+from des_core.engine.collectives import WAYS, Collectives, entry
 from des_core.engine.evaluator import columns, predict
-from des_core.engine.plan import balances
-from des_core.engine.worker import Worker, main
-from des_core.errors import CheckpointError
+from des_core.engine.plan import Link, Traffic, balances, home_edges
+from des_core.engine.worker import Due, NotFinite, Ready, Worker, main
+from des_core.errors import CheckpointError, UserError
 from des_core.run import Run
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 PROGRESS_S = 0.5
 POINTS = 200
@@ -49,8 +58,16 @@ class Progress(Record):
     history: list[dict[str, float]] = []
     valid: list[dict[str, Any]] = []
     table: list[dict[str, float]] = []
+    days: list[tuple[int, int]] = []
+    """Days begun, since 1970, and their first steps."""
+    decays: list[tuple[int, float]] = []
+    """Decoupled decay of rows, and the steps from which it holds."""
+    plan: dict[str, Any] = {}
+    """Number of workers, and what they chose."""
+    evicted: int = 0
+    admitted: int = 0
     predicted: dict[str, float] = {}
-    """Bytes per worker since the first step, by ledger line; likewise below."""
+    """Bytes per worker since the first step, by ledger line and direction; likewise below."""
     counted: dict[str, float] = {}
     exchange_s: dict[str, float] = {}
 
@@ -58,10 +75,11 @@ class Progress(Record):
 class Trainer:
     """Drives one worker through a run; every worker drives its own in step with the others."""
 
-    def __init__(self, run: Run, peers: Collectives) -> None:
+    def __init__(self, run: Run, peers: Collectives, exact: bool = False) -> None:
         self.run, self.peers = run, peers
-        self.worker = Worker(run, peers)
-        self.stream = self.worker.stream("train", shuffle=run.config.train.shuffle)
+        self.worker = Worker(run, peers, exact)
+        extra = (TIME,) if run.config.table.idle_days else ()
+        self.stream = self.worker.stream("train", extra, shuffle=run.config.train.shuffle)
         self.at = Progress()
         self._truth: dict[str, Any] | None = None
         self._window: list[float] = []
@@ -77,12 +95,16 @@ class Trainer:
         """
         reference = find_checkpoint(self.run, self.worker)
         self.at = Progress.model_validate(self.worker.load(reference).trainer)
+        self.worker.table.admitted, self.worker.table.evicted = (
+            count if self.peers.rank == 0 else 0 for count in (self.at.admitted, self.at.evicted)
+        )
         if self.peers.rank == 0:
             log.emit("resume", checkpoint=reference.uri, step=self.at.step, to=sys.stdout)
 
     def train(self) -> None:
         """Train to the end and write training.json."""
         settings = self.run.config.train
+        self._settle()
         while not self.at.done and self.at.epoch < settings.epochs and not self._stopped:
             if self._epoch():
                 self._finish_epoch()
@@ -93,6 +115,16 @@ class Trainer:
                 self._judge_stop()
         self._finish()
 
+    def _settle(self) -> None:
+        """The plan: the one this run began with on as many workers, else the cheapest over the link as it is."""
+        settings, workers, chosen = self.run.config.train, self.peers.workers, dict(self.at.plan)
+        if chosen.pop("workers", 0) == workers:
+            self.worker.settle(chosen=chosen)
+            return
+        open_choice = "auto" in (settings.exchange, settings.upper) and not settings.bandwidth_mbps
+        self.worker.settle(Link(*self.peers.link()) if open_choice else None)
+        self.at = self.at.model_copy(update={"plan": {"workers": workers, **self.worker.plan.chosen}})
+
     @property
     def _stopped(self) -> bool:
         most = self.run.config.train.max_steps
@@ -100,39 +132,87 @@ class Trainer:
 
     def _epoch(self) -> bool:
         """Train to the epoch's end, or to the last step asked for; whether the epoch is whole."""
-        settings = self.run.config.train
+        at, worker, most = self.at, self.worker, self.run.config.train.max_steps
+        batches = self.stream.batches(self.run.config.train.batch, at.epoch, at.cursor)
+        left = islice(batches, most - at.step) if most else batches
+        day = at.days[-1][0] if at.days else None
         self._clock = time.perf_counter()
-        for batch in self.stream.batches(settings.batch, self.at.epoch, self.at.cursor):
-            if self._stopped:
-                return False
-            self._step(batch)
-            due = settings.checkpoint_steps and self.at.step % settings.checkpoint_steps == 0
-            if due and self.at.cursor < self.stream.samples:
-                self._save()
+        for item in ahead(worker.ready(left, at.step, day, self._due), partial(worker.profile.add, "stall")):
+            if isinstance(item, Due):
+                self._pause(item)
+                item.done.set()
                 self._clock = time.perf_counter()
+            else:
+                self._step(item)
         return self.at.cursor >= self.stream.samples
 
-    def _step(self, batch: Any) -> None:
-        at = self.at
-        loss = self.worker.step(batch, at.step + 1, at.rate_scale)
+    def _due(self, step: int) -> bool:
+        """Whether a pause follows a step: an eviction or a checkpoint."""
+        table, every = self.run.config.table, self.run.config.train.checkpoint_steps
+        evicts = bool(table.idle_steps or table.max_rows or table.evict_zero)
+        return step > 0 and ((evicts and step % table.evict_every == 0) or (every > 0 and step % every == 0))
+
+    def _pause(self, due: Due) -> None:
+        """Evict what is due, begin a day, and keep a checkpoint, in this order."""
+        at, table = self.at, self.run.config.table
+        idle_before = 0
+        if due.day is not None and at.days:
+            oldest = at.days[-1][0] - table.idle_days + 1
+            idle_before = next(step for day, step in at.days if day >= oldest)
+        if idle_before > 1 or (at.step % table.evict_every == 0 and self._due(at.step)):
+            with self.peers.uncounted():
+                self.worker.table.evict(at.step, self._sum, idle_before)
+        if due.day is not None:
+            self.at = at.model_copy(update={"days": [*at.days, (due.day, at.step + 1)]})
+        every = self.run.config.train.checkpoint_steps
+        if every and self.at.step % every == 0 and self.at.cursor > 0:
+            self._save()
+
+    def _sum(self, counts: Array) -> Array:
+        """Integers, summed over workers."""
+        mine = torch.from_numpy(counts).to(self.peers.device)
+        total: Array = self.peers.all_reduce({"table": mine})["table"].cpu().numpy()
+        return total
+
+    def _step(self, ready: Ready) -> None:
+        at, samples = self.at, ready.batch.num_rows
+        try:
+            loss = self.worker.step(ready, at.rate_scale)
+        except NotFinite as error:
+            raise UserError(self._explained(error)) from None
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         self._window.append(loss)
-        predicted = self.worker.plan.predict(batch.num_rows)
+        predicted = self.worker.plan.by_way(samples, Traffic(0, 0))
         # The first step of a process compiles: it says nothing of speed.
-        timed = batch.num_rows if self._warm else 0
+        timed = samples if self._warm else 0
+        if not self._warm:
+            self.worker.profile.restart()
         self._warm = True
         self.at = at.model_copy(
             update={
                 "step": at.step + 1,
-                "cursor": at.cursor + batch.num_rows,
-                "samples": at.samples + batch.num_rows,
+                "cursor": at.cursor + samples,
+                "samples": at.samples + samples,
                 "timed_samples": at.timed_samples + timed,
                 "seconds": at.seconds + (seconds if timed else 0.0),
-                "predicted": {line: at.predicted.get(line, 0.0) + n for line, n in predicted.items()},
+                "predicted": _added(at.predicted, predicted),
             }
         )
         self._tell(loss)
+
+    def _explained(self, error: NotFinite) -> str:
+        """The refusal of a batch, with the workers that met its bad samples and the samples' ids."""
+        if not error.positions:
+            return str(error)
+        at, batch = self.at, self.run.config.train.batch
+        seed = self.run.config.run.seed if self.run.config.train.shuffle else None
+        table = next(Stream(self.run.dataset, "train", [FILE, ROW], seed).batches(batch, at.epoch, at.cursor))
+        files, rows = (table.column(name).to_pylist() for name in (FILE, ROW))
+        names = [f"{self.worker.dataset.files[files[p]]}:{rows[p]}" for p in error.positions]
+        edges = home_edges(table.num_rows, self.peers.workers)
+        worker = bisect_right(edges, error.positions[0]) - 1
+        return f"{error.what} on worker {worker}, sample {', '.join(names)}; {error.fix}"
 
     def _total_steps(self) -> int:
         settings = self.run.config.train
@@ -164,17 +244,28 @@ class Trainer:
                 loss=loss,
                 samples_per_s=round(rate),
                 eta_s=round(left, 1),
-                rows=round(at.table[-1]["rows"]) if at.table else self.worker.table.used,
+                **self._shown_table(),
                 to=sys.stdout,
             )
 
     def _table_size(self) -> dict[str, float]:
-        """Rows and bytes over all workers, and the mean load of their indexes."""
-        table = self.worker.table
-        mine = torch.tensor([table.used, table.memory_bytes, table.load], dtype=torch.float64)
+        """Statistics over all workers: sums, and the mean of load and bytes per row."""
+        mine = self.worker.table.statistics()
+        vector = torch.tensor(list(mine.values()), dtype=torch.float64, device=self.peers.device)
         with self.peers.uncounted():
-            rows, size, load = self.peers.all_reduce({"table": mine.to(self.peers.device)})["table"].tolist()
-        return {"rows": rows, "bytes": size, "load": load / self.peers.workers}
+            sums = self.peers.all_reduce({"table": vector})["table"].tolist()
+        means = ("load", "bytes_per_row")
+        return {
+            name: value / self.peers.workers if name in means else value for name, value in zip(mine, sums, strict=True)
+        }
+
+    def _shown_table(self) -> dict[str, Any]:
+        """What a progress line tells of the tables, over all workers at the last point of the curve."""
+        if not self.at.table:
+            return {"rows": self.worker.table.used}
+        size = self.at.table[-1]
+        counts = {name: round(size[name]) for name in ("rows", "admitted", "evicted", "bytes_per_row")}
+        return counts | {"load": round(size["load"], 2)}
 
     def _judge(self) -> dict[str, Any]:
         """Metrics of the valid part, the deciding one known to every worker as ``score``."""
@@ -199,7 +290,10 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         """Judge the epoch that just ended, and decide what follows."""
-        settings, at = self.run.config.train, self.at
+        settings, at, table = self.run.config.train, self.at, self.run.config.table
+        if table.idle_steps or table.max_rows or table.evict_zero:
+            with self.peers.uncounted():
+                self.worker.table.evict(at.step, self._sum)
         entry = self._judge()
         better = at.best is None or entry["score"] > at.best
         worse = 0 if better else at.worse_epochs + 1
@@ -226,6 +320,9 @@ class Trainer:
     def _save(self) -> None:
         """Write a checkpoint with all workers; older ones go, but for the best."""
         self._take_ledger()
+        size = self._table_size()
+        table = {name: round(size[name]) for name in ("admitted", "evicted")}
+        self.at = self.at.model_copy(update={"decays": self.worker.decay.pieces, **table})
         head = {
             "run_key": self.run.key,
             "trajectory": self.run.trajectory,
@@ -240,16 +337,31 @@ class Trainer:
 
     def _take_ledger(self) -> None:
         """Move the ledger's sums, their mean over workers, into the loop's state."""
-        ledger, lines = self.peers.ledger, list(self.worker.plan.kinds())
+        ledger, plan, sent = self.peers.ledger, self.worker.plan, self.worker.take_traffic()
+        lines = [entry(line, way) for line in plan.kinds() for way in WAYS]
         mine = [ledger.sent_bytes[line] for line in lines] + [ledger.seconds[line] for line in lines]
-        vector = torch.tensor(mine, dtype=torch.float64, device=self.peers.device)
+        vector = torch.tensor([*mine, sent.rows, sent.integers], dtype=torch.float64, device=self.peers.device)
         with self.peers.uncounted():
-            mean = (self.peers.all_reduce({"ledger": vector})["ledger"] / self.peers.workers).tolist()
+            *mean, rows, integers = (self.peers.all_reduce({"ledger": vector})["ledger"] / self.peers.workers).tolist()
         ledger.clear()
-        at = self.at
-        counted = {line: at.counted.get(line, 0.0) + n for line, n in zip(lines, mean[: len(lines)], strict=True)}
-        seconds = {line: at.exchange_s.get(line, 0.0) + n for line, n in zip(lines, mean[len(lines) :], strict=True)}
-        self.at = at.model_copy(update={"counted": counted, "exchange_s": seconds})
+        at, traffic = self.at, Traffic(rows, integers)
+        counted = dict(zip(lines, mean[: len(lines)], strict=True))
+        seconds = dict(zip(lines, mean[len(lines) :], strict=True))
+        # What rows send depends on the batches: their part of the prediction comes from what was trained.
+        nothing, trained = plan.by_way(0, Traffic(0, 0)), plan.by_way(0, traffic)
+        rows_only = {line: trained[line] - nothing[line] for line in lines}
+        sums = {"counted": counted, "exchange_s": seconds, "predicted": rows_only}
+        self.at = at.model_copy(update={name: _added(getattr(at, name), more) for name, more in sums.items()})
+
+    def _booked(self, line: str, ways: Sequence[str]) -> dict[str, float]:
+        """A line of the ledger per step, over some directions."""
+        sums = {
+            "predicted_bytes_per_step": self.at.predicted,
+            "counted_bytes_per_step": self.at.counted,
+            "ms_per_step": {key: 1000 * seconds for key, seconds in self.at.exchange_s.items()},
+        }
+        steps = max(self.at.step, 1)
+        return {name: sum(of.get(entry(line, way), 0.0) for way in ways) / steps for name, of in sums.items()}
 
     def _finish(self) -> None:
         """Write training.json, which names the weights to evaluate."""
@@ -265,7 +377,6 @@ class Trainer:
         if self.peers.rank:
             return
         worker = self.worker
-        kinds, steps = worker.plan.kinds(), max(at.step, 1)
         storage.write_json(
             self.run.path("training.json"),
             {
@@ -282,19 +393,23 @@ class Trainer:
                 "exchange": {
                     line: {
                         "kind": kind,
-                        "predicted_bytes_per_step": at.predicted.get(line, 0.0) / steps,
-                        "counted_bytes_per_step": at.counted.get(line, 0.0) / steps,
-                        "ms_per_step": 1000 * at.exchange_s.get(line, 0.0) / steps,
+                        **self._booked(line, WAYS),
+                        **{way: self._booked(line, (way,)) for way in WAYS},
                     }
-                    for line, kind in kinds.items()
+                    for line, kind in worker.plan.kinds().items()
                 },
+                "profile": worker.profile.ms_per_step(),
                 "plan": {
-                    "choice": worker.plan.choice,
+                    **worker.plan.chosen,
                     "placement": balances(worker.dataset, worker.placement, worker.plan),
                 },
                 "checkpoint": str(checkpoint.reference(at.best_uri if best and at.best_uri else newest)),
             },
         )
+
+
+def _added(sums: dict[str, float], more: dict[str, float]) -> dict[str, float]:
+    return {line: sums.get(line, 0.0) + more.get(line, 0.0) for line in sums | more}
 
 
 def find_checkpoint(run: Run, worker: Worker) -> Reference:
@@ -325,9 +440,9 @@ def find_checkpoint(run: Run, worker: Worker) -> Reference:
     raise CheckpointError(f"no checkpoint of this config and data under {root}; train without --resume")
 
 
-def train(run: Run, peers: Collectives, resume: bool) -> None:
+def train(run: Run, peers: Collectives, resume: bool, exact: bool) -> None:
     """The role of a training worker."""
-    trainer = Trainer(run, peers)
+    trainer = Trainer(run, peers, exact)
     if resume:
         trainer.resume()
     trainer.train()

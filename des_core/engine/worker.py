@@ -1,9 +1,10 @@
 """One worker: its rows, its replica of the dense part, and the synchronous step.
 
-    batch -> lookups -> slots -> rows -> partials -> exchange -> finish, head, loss at home
+    batch -> lookups -> slots            (prefetch thread)
+          -> rows -> partials -> exchange -> finish, towers, loss at home
           <- row update <- gradients of rows <- exchange <- dense gradients in one sum
 
-Dims: G samples of the batch, b of the home slice, L lookups, U unique rows, K numbers per row.
+Dims: G samples of the batch, b of the home slice, L lookups, U unique rows, K numbers per row, M dense inputs.
 """
 
 from __future__ import annotations
@@ -14,29 +15,70 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from des_core import storage
 from des_core.config import Config, parse_config
-from des_core.contracts import LABEL, Dataset, Reference
-from des_core.data.batches import Lookups, Ownership, Stream
+from des_core.contracts import LABEL, TIME, Dataset, Reference
+from des_core.data.batches import Lookups, Ownership, Stream, dense_values
+from des_core.data.prefetch import Pause
 from des_core.engine import checkpoint, index
 from des_core.engine.collectives import Collectives, heartbeat
 from des_core.engine.dense import Home
 from des_core.engine.exchange import Exchange
 from des_core.engine.operators import Shard
-from des_core.engine.optimizer import dense_optimizer, state_width, update_rows
-from des_core.engine.plan import home_edges, layout
-from des_core.engine.table import Table
+from des_core.engine.optimizer import Decay, apply, dense_optimizer, state_width
+from des_core.engine.plan import Link, Traffic, combinations, home_edges, layout, link_of
+from des_core.engine.profile import Profile
+from des_core.engine.routes import Routes, routes
+from des_core.engine.table import Table, Touch
 from des_core.errors import ConfigError, DesError, UserError
 from des_core.run import Run, pin
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+NAMED = 5
+"""Samples that a refusal names."""
+
+
+class NotFinite(UserError):
+    """A batch's loss is no number; ``positions`` are its culprits' places in the batch."""
+
+    def __init__(self, loss: float, step: int, positions: Sequence[int]) -> None:
+        self.what = f"loss is {loss} at step {step}"
+        self.fix = "lower optimizer.*.learning_rate or check numeric fields"
+        super().__init__(f"{self.what}; {self.fix}")
+        self.positions = positions
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A batch whose id side is done."""
+
+    batch: pa.Table
+    step: int
+    lookups: Lookups
+    inverse_L: Array
+    touch: Touch
+    routes: Routes | None
+
+
+@dataclass(frozen=True)
+class Due(Pause):
+    """A pause before a step, and the day that begins there."""
+
+    day: int | None = None
 
 
 class Worker:
@@ -45,24 +87,38 @@ class Worker:
     Args:
         run: the pinned run.
         peers: the other workers.
+        exact: let a profile wait for the device after each phase.
     """
 
-    def __init__(self, run: Run, peers: Collectives) -> None:
+    def __init__(self, run: Run, peers: Collectives, exact: bool = False) -> None:
         config = run.config
         self.run, self.peers = run, peers
         self.dataset = Dataset.load(run.dataset)
-        self.model, self.placement, self.plan = layout(config, self.dataset, peers.workers)
+        self.placement, base = layout(config, self.dataset, run.dataset, peers.workers)
+        self.model, self._base = base.model, base
         self.dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         self.model.to(peers.device, self.dtype)
         self.dense = dense_optimizer(config.optimizer.dense, self.model.parameters())
         width = self.model.row_width
         zeros = state_width(config.optimizer.rows.name, width)
-        self.table = Table(width, zeros, config.run.seed, config.model.init, peers.device, self.dtype)
-        self.ownership = Ownership(self.dataset.fields, self.placement.owned(peers.rank))
-        self.exchange = Exchange(
-            self.model.operators, self.plan.choice, self.plan.owned, len(self.dataset.fields), peers
-        )
+        self.table = Table(width, zeros, config.run.seed, config.model.init, config.table, peers.device, self.dtype)
+        self.decay = Decay()
+        self.ownership = Ownership(self.dataset.row_fields, self.placement.owned(peers.rank))
+        self.profile = Profile(peers.device, lambda: peers.spent_s, exact)
         self._fields_O = torch.tensor(self.ownership.indices, dtype=torch.int64, device=peers.device)
+        self._sent = np.zeros(2)
+        self.steps = 0
+        """Steps that the weights have seen."""
+        self.settle()
+
+    def settle(self, link: Link | None = None, chosen: dict[str, Any] | None = None) -> None:
+        """Choose the plan: the cheapest over a link, or one that was chosen before."""
+        settings = self.run.config.train
+        plans = combinations(
+            self._base, settings.batch, settings.exchange, settings.upper, link_of(self.run.config) or link
+        )
+        self.plan = next((plan for plan in plans if plan.chosen == chosen), plans[0])
+        self.exchange = Exchange(self.plan, self.peers)
 
     @property
     def shape(self) -> checkpoint.Shape:
@@ -82,129 +138,252 @@ class Worker:
         manifest = checkpoint.read_manifest(reference, self.shape)
         checkpoint.load_rows(reference, manifest, self.table, self.placement.owner_TH, self.peers.rank)
         checkpoint.load_dense(reference, manifest, self.model, self.dense)
+        self.decay = Decay(manifest.trainer["decays"])
+        self.steps = manifest.trainer["step"]
         return manifest
 
     def stream(self, split: str, extra: tuple[str, ...] = (), shuffle: bool = False) -> Stream:
         """A split's batches, with the columns this worker needs."""
         seed = self.run.config.run.seed if shuffle else None
-        return Stream(self.run.dataset, split, [*self.ownership.columns, LABEL, *extra], seed)
+        inputs = [field.name for field in self.dataset.dense_fields]
+        return Stream(self.run.dataset, split, [*self.ownership.columns, *inputs, LABEL, *extra], seed)
 
-    def step(self, batch: pa.Table, step: int, rate_scale: float) -> float:
+    def ready(
+        self, batches: Iterator[pa.Table], step: int, day: int | None, due: Callable[[int], bool]
+    ) -> Iterator[Ready | Due]:
+        """Batches with their id side done, and pauses, for the prefetch thread.
+
+        Args:
+            step: steps done before.
+            day: the newest day of these, None where days do not matter or none has begun.
+            due: whether something is to be done in a pause after a step.
+        """
+        days = bool(self.run.config.table.idle_days)
+        while True:
+            with self.profile.phase("read"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            # A batch belongs to the day of its newest sample.
+            newest = pc.max(batch.column(TIME)).as_py() // 86_400 if days else None
+            new_day = newest if newest is not None and (day is None or newest > day) else None
+            if due(step) or new_day is not None:
+                yield Due(day=new_day)
+            day = new_day if new_day is not None else day
+            step += 1
+            yield self._make_ready(batch, step)
+
+    def _make_ready(self, batch: pa.Table, step: int) -> Ready:
+        with self.profile.phase("decode"):
+            lookups = self.ownership.lookups(batch)
+        with self.profile.phase("index"):
+            ids_U, inverse_L, first_U, counts_U = index.dedupe(lookups.ids)
+            tables_U = self.ownership.table_of_piece[lookups.piece[first_U]].astype(np.uint16)
+            touch = self.table.touch(ids_U, tables_U, counts_U, step)
+            lookups = seen_only(lookups, inverse_L, touch.slots_U)
+            sent = self._routes(lookups, inverse_L, batch.num_rows)
+        return Ready(batch, step, lookups, inverse_L, touch, sent)
+
+    def _routes(self, lookups: Lookups, inverse_L: Array, samples: int) -> Routes | None:
+        if not self.plan.rows:
+            return None
+        edges = home_edges(samples, self.peers.workers)
+        return routes(inverse_L, lookups.sample, lookups.piece, lookups.x, edges, len(self.ownership.fields))
+
+    def step(self, ready: Ready, rate_scale: float) -> float:
         """Train on one global batch; its mean loss, known to every worker before any weight moves.
 
         Args:
-            step: this step's number, from 1.
             rate_scale: factor of both learning rates.
 
         Raises:
             UserError: the loss is not finite.
         """
-        config = self.run.config
-        home = self._home(batch.num_rows, step)
-        shard, slots_U = self._shard(batch, training=True)
-        shard.rows_UK.requires_grad_()
-        logits_b = self.model(self.exchange.totals(shard), home)
-        loss = self._loss(logits_b, batch, home)
-        self.dense.zero_grad(set_to_none=False)
-        loss.backward()
-        mean = self._sum_dense_gradients(loss.detach())
+        profile, settings = self.profile, self.run.config.optimizer
+        home = self._home(ready.batch, ready.step)
+        rate = settings.rows.learning_rate * rate_scale
+        self.decay.record(ready.step, rate * settings.rows.weight_decay)
+        with profile.phase("gather"):
+            self.table.commit(ready.touch)
+            slots_U, rows_UK = self._gather(ready.touch.slots_U)
+            self._catch_up(rows_UK, ready.touch.previous_U, ready.step)
+            shard = self._shard(ready.lookups, ready.inverse_L, rows_UK.requires_grad_(), ready.batch.num_rows, home)
+        with profile.phase("partial"):
+            totals = self._totals(shard, home, ready.routes)
+        with profile.phase("head"):
+            loss_b = self._losses(self.model(totals, home), ready.batch, home)
+            loss = loss_b.sum() / home.samples / (self.peers.workers if self.plan.replicated else 1)
+        with profile.phase("backward"):
+            self.dense.zero_grad(set_to_none=False)
+            loss.backward()
+            mean = self._sum_dense_gradients(loss.detach())
         if not math.isfinite(mean):
-            raise UserError(f"loss is {mean} at step {step}; lower optimizer.*.learning_rate or check numeric fields")
-        for group, settings in zip(self.dense.param_groups, [config.optimizer.dense], strict=True):
-            group["lr"] = settings.learning_rate * rate_scale
-        self.dense.step()
-        self._update_rows(shard, slots_U, step, rate_scale)
+            self._refuse(mean, loss_b.detach(), ready, home)
+        with profile.phase("update"), torch.no_grad():
+            for group in self.dense.param_groups:
+                group["lr"] = settings.dense.learning_rate * rate_scale
+            self.dense.step()
+            self._update_rows(rows_UK, slots_U, ready.touch.slots_U, ready.step, rate)
+        if ready.routes is not None:
+            self._sent += [
+                sizes.sum() - sizes[self.peers.rank] for sizes in (ready.routes.rows_N, ready.routes.message_N)
+            ]
+        profile.steps += 1
+        self.steps = ready.step
         return mean
+
+    def take_traffic(self) -> Traffic:
+        """What ``rows`` sent to other homes in the steps since the last call, all told."""
+        rows, integers = self._sent.tolist()
+        self._sent = np.zeros(2)
+        return Traffic(rows, integers)
 
     @torch.no_grad()
     def score(self, batch: pa.Table) -> Tensor:
         """Probabilities (rating: predictions) [b] of the home slice; inserts nothing."""
-        home = self._home(batch.num_rows, None)
-        shard, _ = self._shard(batch, training=False)
+        home = self._home(batch, None)
+        lookups = self.ownership.lookups(batch)
+        ids_U, inverse_L, _, _ = index.dedupe(lookups.ids)
+        found_U = self.table.find(ids_U)
+        lookups = seen_only(lookups, inverse_L, found_U)
+        slots_U, rows_UK = self._gather(found_U)
+        if self.decay.pieces:
+            self._catch_up(rows_UK, self.table.last[slots_U.cpu().numpy()], self.steps + 1)
+        shard = self._shard(lookups, inverse_L, rows_UK, batch.num_rows, home)
         self.model.eval()
-        logits_b = self.model(self.exchange.totals(shard), home)
+        logits_b = self.model(self._totals(shard, home, self._routes(lookups, inverse_L, batch.num_rows)), home)
         self.model.train()
         return torch.sigmoid(logits_b) if self.dataset.task == "click" else logits_b
 
-    def _home(self, samples: int, step: int | None) -> Home:
-        edges = home_edges(samples, self.peers.workers)
+    def _home(self, batch: pa.Table, step: int | None) -> Home:
+        """The slice that what follows the totals runs on; all samples where that is replicated."""
+        samples = batch.num_rows
+        everywhere = self.plan.replicated and step is not None
+        start, stop = (0, samples) if everywhere else self._slice(samples)
+        inputs = dense_values(batch.slice(start, stop - start), self.dataset.dense_fields)
         return Home(
-            start=edges[self.peers.rank],
-            stop=edges[self.peers.rank + 1],
+            start=start,
+            stop=stop,
             samples=samples,
             step=step or 0,
             seed=self.run.config.run.seed,
             lanes=self.run.config.train.lanes,
             training=step is not None,
-            total=self.exchange.sum_over_workers,
+            total=(lambda part: part) if everywhere else partial(self.exchange.sum_over_workers, "batch norm"),
+            inputs_BM=torch.from_numpy(inputs).to(self.peers.device, self.dtype),
         )
 
-    def _shard(self, batch: pa.Table, training: bool) -> tuple[Shard, Tensor]:
-        """The owned lookups of a batch with their rows, and the rows' slots [U]."""
-        lookups = self.ownership.lookups(batch)
-        ids_U, inverse_L, first_U = index.dedupe(lookups.ids)
-        if training:
-            tables_U = self.ownership.table_of_piece[lookups.piece[first_U]].astype(np.uint16)
-            slots_U = self.table.find_or_insert(ids_U, tables_U)
-        else:
-            slots_U = self.table.find(ids_U)
-        return make_shard(lookups, inverse_L, slots_U, self.table.rows_SK, batch.num_rows, self._fields_O)
+    def _slice(self, samples: int) -> tuple[int, int]:
+        edges = home_edges(samples, self.peers.workers)
+        return edges[self.peers.rank], edges[self.peers.rank + 1]
 
-    def _loss(self, logits_b: Tensor, batch: pa.Table, home: Home) -> Tensor:
-        """This home's share of the batch's mean loss."""
+    def _gather(self, slots_U: Array) -> tuple[Tensor, Tensor]:
+        """Slots [U], 0 for unseen ids, and a copy of their rows [U, K]."""
+        slots = torch.from_numpy(np.maximum(slots_U, 0)).to(self.peers.device)
+        rows_SK = self.table.rows_SK
+        return slots, rows_SK.index_select(0, slots) if len(rows_SK) else rows_SK.new_zeros(
+            len(slots), rows_SK.shape[1]
+        )
+
+    def _catch_up(self, rows_UK: Tensor, previous_U: Array, step: int) -> None:
+        """Decay that rows missed since their last touch, steps before ``step``."""
+        if self.decay.pieces:
+            # A row born in this step missed nothing.
+            factors_U = self.decay.missed(np.minimum(previous_U, step - 1), step)
+            rows_UK *= torch.from_numpy(factors_U).to(rows_UK)[:, None]
+
+    def _shard(self, lookups: Lookups, inverse_L: Array, rows_UK: Tensor, samples: int, home: Home) -> Shard:
+        start, stop = self._slice(samples)
+        own_bM = home.inputs_BM[start - home.start : stop - home.start]
+        inputs_BM = own_bM.new_zeros(samples, own_bM.shape[1])
+        inputs_BM[start:stop] = own_bM
+        shard = make_shard(lookups, inverse_L, rows_UK, samples, self._fields_O, inputs_BM)
+        return replace(self.plan.poured(shard), total=self.exchange.sum_over_workers)
+
+    def _totals(self, shard: Shard, home: Home, sent: Routes | None) -> dict[str, Tensor]:
+        if self.plan.replicated and home.training:
+            return self.exchange.totals_everywhere(shard)
+        return self.exchange.totals(shard, home.inputs_BM, sent)
+
+    def _losses(self, logits_b: Tensor, batch: pa.Table, home: Home) -> Tensor:
+        """The loss of each sample [b]."""
         labels = batch.column(LABEL).to_numpy()[home.start : home.stop]
         labels_b = torch.from_numpy(np.array(labels)).to(logits_b)
         rule = binary_cross_entropy_with_logits if self.dataset.task == "click" else mse_loss
-        return rule(logits_b, labels_b, reduction="sum") / home.samples
+        return rule(logits_b, labels_b, reduction="none")
 
     def _sum_dense_gradients(self, loss: Tensor) -> float:
-        """Complete all dense gradients in one sum over workers; the batch's mean loss."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        total = self.peers.all_reduce({"dense gradients": flat, "metrics": loss.reshape(1)})
-        pieces = total["dense gradients"].split([gradient.numel() for gradient in gradients])
-        for gradient, piece in zip(gradients, pieces, strict=True):
-            gradient.copy_(piece.view_as(gradient))
-        return float(total["metrics"])
+        """Complete all dense gradients in one sum over workers; the batch's mean loss.
 
-    @torch.no_grad()
-    def _update_rows(self, shard: Shard, slots_U: Tensor, step: int, rate_scale: float) -> None:
-        settings = self.run.config.optimizer.rows
-        if shard.rows_UK.grad is None:
+        Where what follows the totals is replicated, every worker's gradient of it is 1/N of the whole.
+        """
+        workers, summed = self.peers.workers, set(self.plan.summed)
+        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        parts = [gradients[name] for name in gradients if name in summed]
+        for name in gradients.keys() - summed:
+            gradients[name] *= workers
+        sent = {"dense gradients": torch.cat([part.reshape(-1) for part in parts])} if parts else {}
+        if self.plan.replicated:
+            total = self.peers.all_reduce(sent, "backward") if sent else {}
+            mean = float(loss) * workers
+        else:
+            total = self.peers.all_reduce(sent | {"metrics": loss.reshape(1)}, "backward")
+            mean = float(total["metrics"])
+        if parts:
+            pieces = total["dense gradients"].split([part.numel() for part in parts])
+            for part, piece in zip(parts, pieces, strict=True):
+                part.copy_(piece.view_as(part))
+        return mean
+
+    def _update_rows(self, rows_UK: Tensor, slots_U: Tensor, found_U: Array, step: int, rate: float) -> None:
+        if rows_UK.grad is None:
             return
-        state_UZ = self.table.state_SZ.index_select(0, slots_U)
-        rate = settings.learning_rate * rate_scale
-        rows_UK, state_UZ = update_rows(settings, shard.rows_UK.detach(), shard.rows_UK.grad, state_UZ, step, rate)
-        self.table.rows_SK.index_copy_(0, slots_U, rows_UK)
-        self.table.state_SZ.index_copy_(0, slots_U, state_UZ)
+        gradient_UK = rows_UK.grad
+        if (found_U < 0).any():
+            seen = torch.from_numpy(found_U >= 0).to(slots_U.device)
+            slots_U, gradient_UK, rows_UK = slots_U[seen], gradient_UK[seen], rows_UK[seen]
+        if self.decay.pieces:
+            self.table.rows_SK.index_copy_(0, slots_U, rows_UK.detach())
+        apply(self.run.config.optimizer.rows, self.table.rows_SK, self.table.state_SZ, slots_U, gradient_UK, step, rate)
+
+    def _refuse(self, mean: float, loss_b: Tensor, ready: Ready, home: Home) -> None:
+        """Say which samples made the loss what it is; every worker says the same."""
+        named = torch.zeros(self.peers.workers, NAMED, dtype=torch.float64, device=self.peers.device)
+        bad = (~torch.isfinite(loss_b)).nonzero()[:NAMED, 0]
+        named[self.peers.rank, : len(bad)] = (bad + home.start + 1).double()
+        with self.peers.uncounted():
+            found = self.peers.all_reduce({"named": named})["named"].flatten().tolist()
+        raise NotFinite(mean, ready.step, sorted({int(place) - 1 for place in found if place})[:NAMED])
+
+
+def seen_only(lookups: Lookups, inverse_L: Array, slots_U: Array) -> Lookups:
+    """The lookups, those of ids without a row with x = 0: they contribute zero and get no gradient."""
+    unseen_U = slots_U < 0
+    if not unseen_U.any():
+        return lookups
+    return replace(lookups, x=np.where(unseen_U[inverse_L], np.float32(0), lookups.x))
 
 
 def make_shard(
     lookups: Lookups,
-    inverse_L: np.ndarray,
-    slots_U: np.ndarray,
-    rows_SK: Tensor,
+    inverse_L: Array,
+    rows_UK: Tensor,
     samples: int,
     fields_O: Tensor,
-) -> tuple[Shard, Tensor]:
-    """A shard of rows read from a store, and their slots; unseen ids (slot -1) contribute zero."""
-    x_L = lookups.x
-    unseen_U = slots_U < 0
-    if unseen_U.any():
-        x_L = np.where(unseen_U[inverse_L], np.float32(0), x_L)
-        slots_U = np.where(unseen_U, 0, slots_U)
-    device, dtype = rows_SK.device, rows_SK.dtype
-    slots = torch.from_numpy(slots_U).to(device)
-    shard = Shard(
-        rows_UK=rows_SK.index_select(0, slots),
+    inputs_BM: Tensor,
+) -> Shard:
+    """A shard of a batch's lookups and the unique rows they read."""
+    device = rows_UK.device
+    return Shard(
+        rows_UK=rows_UK,
         inverse_L=torch.from_numpy(inverse_L).to(device),
         sample_L=torch.from_numpy(lookups.sample).to(device),
         piece_L=torch.from_numpy(lookups.piece).to(device),
-        x_L=torch.from_numpy(x_L).to(device, dtype),
+        x_L=torch.from_numpy(lookups.x).to(device, rows_UK.dtype),
         samples=samples,
         fields_O=fields_O,
+        inputs_BM=inputs_BM,
     )
-    return shard, slots
 
 
 def device_of(config: Config) -> torch.device:
@@ -223,12 +402,13 @@ def device_of(config: Config) -> torch.device:
     return device
 
 
-def main(role: Callable[[Run, Collectives, bool], None]) -> None:
+def main(role: Callable[[Run, Collectives, bool, bool], None]) -> None:
     """Entry of a worker process under torchrun: do a role, or leave one line saying why not."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", required=True, help="inputs.json of the run")
     parser.add_argument("--dataset", required=True, help="reference of the data manifest")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     rank = int(os.environ["RANK"])
     try:
@@ -238,11 +418,16 @@ def main(role: Callable[[Run, Collectives, bool], None]) -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         with heartbeat(partial(_lost, rank)):
             peers = Collectives(device_of(config))
-            role(run, peers, arguments.resume)
+            role(run, peers, arguments.resume, arguments.profile)
             peers.close()
     except DesError as error:
         _report(error.exit_code, str(error), rank)
         sys.exit(error.exit_code)
+    except Exception as error:
+        # In one piece, because other workers write to the same log.
+        os.write(sys.stderr.fileno(), traceback.format_exc().encode())
+        _report(1, f"worker {rank} crashed ({type(error).__name__}: {str(error)[:200]})", rank)
+        sys.exit(1)
 
 
 def _lost(rank: int, peer: int, silent_s: float) -> None:

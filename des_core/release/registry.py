@@ -320,6 +320,20 @@ def _experiment(client: MlflowClient, config: Config) -> str:
         return str(found.experiment_id)
 
 
+def _ledger_numbers(name: str, line: dict[str, Any]) -> dict[str, float]:
+    """A line of the ledger, its bytes and milliseconds per step, in all and by direction."""
+    numbers: dict[str, float] = {}
+    for way in ("", "forward", "backward"):
+        part = line.get(way) if way else line
+        if part is not None:
+            place = f"{name}/{way}" if way else name
+            numbers |= {
+                f"bytes/{place}/{kind}": float(part[f"{kind}_bytes_per_step"]) for kind in ("predicted", "counted")
+            }
+            numbers[f"ms/{place}"] = float(part["ms_per_step"])
+    return numbers
+
+
 def _log_numbers(client: MlflowClient, run_id: str, config: Config, report: dict[str, Any]) -> None:
     """Metrics, curves, bytes of each exchange, and the config as parameters that MLflow can compare."""
     from mlflow.entities import Metric, Param
@@ -330,8 +344,9 @@ def _log_numbers(client: MlflowClient, run_id: str, config: Config, report: dict
         if report.get(name) is not None:
             single[name] = float(report[name])
     for name, line in (report.get("exchange") or {}).items():
-        for kind in ("predicted", "counted"):
-            single[f"bytes/{re.sub(r'[^A-Za-z0-9_. -]', '_', name)}/{kind}"] = float(line[f"{kind}_bytes_per_step"])
+        single |= _ledger_numbers(re.sub(r"[^A-Za-z0-9_. -]", "_", name), line)
+    for size in (report.get("table") or [])[-1:]:
+        single |= {f"table/{key}": float(value) for key, value in size.items() if key != "step"}
     metrics = [Metric(name, value, now, 0) for name, value in single.items()]
     history = report.get("history") or []
     stride = max(1, -(-len(history) // HISTORY_POINTS))

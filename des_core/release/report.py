@@ -65,6 +65,7 @@ def page(
         _figures(report),
         _network(report),
         _workers(report),
+        _tables(report),
         _data(report, dataset),
         _footer(report, config),
     )
@@ -212,15 +213,18 @@ def _network(report: dict[str, Any]) -> str:
         bars = f'<i class="bar predicted" style="width:{100 * predicted / most:.1f}%"></i>'
         bars += f'<i class="bar" style="width:{100 * counted / most:.1f}%"></i>'
         ratio = f"{counted / predicted:.3f}" if predicted else "&ndash;"
-        cells = [bytes_text(predicted), bytes_text(counted), ratio, f"{line.get('ms_per_step', 0):.2f}"]
+        ways = [
+            bytes_text(line[way]["counted_bytes_per_step"]) if way in line else "" for way in ("forward", "backward")
+        ]
+        cells = [bytes_text(predicted), bytes_text(counted), ratio, *ways, f"{line.get('ms_per_step', 0):.2f}"]
         rows.append([f"{escape(name)}<br><span class='soft'>{escape(line['kind'])}</span>", bars, *cells])
     lead = (
         "Sent by each worker to others per step, both ways, mean over steps and workers. "
         '<span class="together"><i class="key predicted"></i>predicted</span> '
         '<span class="together"><i class="key counted"></i>counted</span>'
     )
-    heads = ["exchange", "", "predicted", "counted", "ratio", "ms"]
-    table = _table(heads, rows, numbers=(2, 3, 4, 5), raw=True, wide=(5,), styles={1: "bars"})
+    heads = ["exchange", "", "predicted", "counted", "ratio", "forward", "backward", "ms"]
+    table = _table(heads, rows, numbers=(2, 3, 4, 5, 6, 7), raw=True, wide=(5, 6, 7), styles={1: "bars"})
     return _section("Network", f'<p class="lead">{lead}</p>{table}')
 
 
@@ -240,8 +244,28 @@ def _workers(report: dict[str, Any]) -> str:
     heads = ["worker", "fields", "lookups", "bytes", "rows"]
     table = _table(heads, rows, numbers=(4,), raw=True, styles={0: "tight"})
     choice = ", ".join(f"{name} by {kind}" for name, kind in plan["choice"].items())
-    lead = f'<p class="lead">Exchange: {escape(choice)}.</p>' if choice and report["workers"] > 1 else ""
+    upper = ", upper part on every worker" if plan.get("upper") == "replicated" else ""
+    lead = f'<p class="lead">Exchange: {escape(choice)}{upper}.</p>' if choice and report["workers"] > 1 else ""
     return _section("Workers", lead + table)
+
+
+def _tables(report: dict[str, Any]) -> str:
+    """What became of the values that training met."""
+    if not report.get("table"):
+        return ""
+    last = report["table"][-1]
+    cells = [f"{last[key]:,.0f}" for key in ("rows", "candidates", "admitted", "evicted")]
+    cells += [bytes_text(last["bytes"]), f"{last['bytes_per_row']:.0f}", f"{last['load']:.2f}"]
+    heads = [
+        "rows",
+        "waiting for admission",
+        "admitted so far",
+        "evicted so far",
+        "memory",
+        "bytes per row",
+        "load factor",
+    ]
+    return _section("Tables", _table(heads, [cells], numbers=tuple(range(len(heads)))))
 
 
 def _data(report: dict[str, Any], dataset: Dataset) -> str:

@@ -22,26 +22,30 @@ import torch
 
 from des_core import storage
 from des_core.config import Config
-from des_core.contracts import FILE, LABEL, ROW, Dataset, FieldSpec, Record, Reference
-from des_core.data.batches import Stream, columns_of, everything
+from des_core.contracts import FILE, LABEL, ROW, Dataset, FieldSpec, Record, Reference, read_as
+from des_core.data.batches import Stream, columns_of, dense_values, everything
 from des_core.data.features import encode
 from des_core.engine import checkpoint, index
 from des_core.engine.dense import Home
 from des_core.engine.models import build
-from des_core.engine.worker import make_shard
-from des_core.errors import DataError, StorageError
+from des_core.engine.operators import totals_alone
+from des_core.engine.optimizer import Decay
+from des_core.engine.worker import make_shard, seen_only
+from des_core.errors import DataError, StorageError, UserError
 from des_core.run import Run
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 WEIGHTS = ("index.npy", "rows.npy")
 BATCH = 8192
+FORMAT = 2
+"""Of the exported folder: it changes with the index's layout."""
 
 
 class Description(Record):
     """``des.json``: all that scoring needs beside the weights."""
 
-    format: int = 1
+    format: int = FORMAT
     code_version: str
     run_key: str
     task: str
@@ -71,7 +75,7 @@ def export(run: Run) -> str:
     entries = np.zeros(index.capacity_for(len(ids)), np.uint64)
     index.place(entries, ids, 0, len(ids))
     dataset = Dataset.load(run.dataset)
-    model = build(run.config.model, len(dataset.fields), run.config.run.seed)
+    model = build(run.config.model, len(dataset.row_fields), len(dataset.dense_fields), run.config.run.seed)
     checkpoint.load_dense(reference, manifest, model.double() if rows.dtype == np.float64 else model)
     folder = run.path("model")
     arrays = {"index.npy": np.concatenate([entries.view(np.int64), ids]), "rows.npy": rows}
@@ -95,15 +99,22 @@ def export(run: Run) -> str:
 
 
 def _merged(reference: Reference, manifest: checkpoint.Manifest) -> tuple[Array, Array]:
-    """Ids, ascending, and rows of all workers."""
+    """Ids, ascending, and rows of all workers as they stand at the last step, without those that are zero."""
     folder = reference.uri.rpartition("/")[0]
-    parts = [
-        [checkpoint.read_array(folder, f"{kind}-{worker:05d}.npy", manifest) for kind in ("ids", "rows")]
-        for worker in range(manifest.workers)
-    ]
-    ids = np.concatenate([part[0] for part in parts])
-    order = np.argsort(ids)
-    return ids[order], np.concatenate([part[1] for part in parts])[order]
+    decay = Decay(manifest.trainer["decays"])
+    ids, rows = [], []
+    for worker in range(manifest.workers):
+        own, last, weights = (
+            checkpoint.read_array(folder, f"{kind}-{worker:05d}.npy", manifest) for kind in ("ids", "last", "rows")
+        )
+        if decay.pieces:
+            weights *= decay.missed(last, manifest.trainer["step"] + 1)[:, None].astype(weights.dtype)
+        kept = weights.any(1)
+        ids.append(own[kept])
+        rows.append(weights[kept])
+    merged = np.concatenate(ids)
+    order = np.argsort(merged)
+    return merged[order], np.concatenate(rows)[order]
 
 
 class Scorer:
@@ -118,20 +129,28 @@ class Scorer:
 
     def __init__(self, folder: str) -> None:
         uri = os.path.join(folder, "des.json")
-        self.description = Description.model_validate(storage.read_json(uri))
+        described = storage.read_json(uri)
+        if described.get("format") != FORMAT:
+            raise UserError(
+                f"{uri}: the model has format {described.get('format')}, this version of DES reads {FORMAT}; "
+                "train and register it again"
+            )
+        self.description = Description.model_validate(described)
         description = self.description
         packed = np.load(self._weights(folder, "index.npy"), mmap_mode="r")
         self._entries = packed[: description.capacity].view(np.uint64)
         self._ids = packed[description.capacity :]
         self._rows_SK = np.load(self._weights(folder, "rows.npy"), mmap_mode="r")
         config = description.config
-        self._model = build(config.model, len(description.fields), config.run.seed)
+        self._fields = read_as(description.fields, "rows")
+        self._inputs = read_as(description.fields, "dense")
+        self._model = build(config.model, len(self._fields), len(self._inputs), config.run.seed)
         if self._rows_SK.dtype == np.float64:
             self._model.double()
         checkpoint.load_dense_bytes(storage.read_bytes(os.path.join(folder, "dense.safetensors")), self._model)
         self._model.eval()
-        self._ownership = everything(description.fields)
-        self._fields_O = torch.arange(len(description.fields))
+        self._ownership = everything(self._fields)
+        self._fields_O = torch.arange(len(self._fields))
 
     def _weights(self, folder: str, name: str) -> str:
         """Local path of a weights file; one that stayed in storage is fetched once and verified."""
@@ -165,19 +184,19 @@ class Scorer:
     def score_features(self, features: pa.Table) -> Array:
         """Probabilities (rating: predictions) of feature columns, float64 [B]."""
         lookups = self._ownership.lookups(features)
-        ids_U, inverse_L, _ = index.dedupe(lookups.ids)
+        ids_U, inverse_L, _, _ = index.dedupe(lookups.ids)
         slots_U = index.find(self._entries, self._ids, ids_U)
+        lookups = seen_only(lookups, inverse_L, slots_U)
         rows_UK = (
             np.ascontiguousarray(self._rows_SK[np.maximum(slots_U, 0)])
             if len(self._ids)
             else np.zeros((len(slots_U), self._model.row_width), self._rows_SK.dtype)
         )
-        compact_U = np.where(slots_U < 0, -1, np.arange(len(slots_U)))
-        shard, _ = make_shard(
-            lookups, inverse_L, compact_U, torch.from_numpy(rows_UK), features.num_rows, self._fields_O
-        )
-        totals = {name: operator.partial(shard) for name, operator in self._model.operators.items()}
-        home = Home(start=0, stop=features.num_rows, samples=features.num_rows)
+        rows = torch.from_numpy(rows_UK)
+        inputs_BM = torch.from_numpy(dense_values(features, self._inputs)).to(rows.dtype)
+        shard = make_shard(lookups, inverse_L, rows, features.num_rows, self._fields_O, inputs_BM)
+        totals = totals_alone(self._model.by_name, shard)
+        home = Home(start=0, stop=features.num_rows, samples=features.num_rows, inputs_BM=inputs_BM)
         logits_B = self._model(totals, home)
         scores = torch.sigmoid(logits_B) if self.description.task == "click" else logits_B
         result: Array = scores.double().numpy()

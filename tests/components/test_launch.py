@@ -161,6 +161,8 @@ Root Cause (first observed failure):
 """
     assert killed_worker(summary) == (3, "SIGSEGV")
     assert killed_worker("rank      : 0 (local_rank: 0)\n  exitcode  : 1 (pid: 11)") is None
+    crashed = summary.replace("-11", "1")
+    assert killed_worker(crashed) is None, "the one left over was ended by torchrun"
     # What the others say of a killed peer is a consequence; a mistake of the user's is a cause.
     lost = {"code": 1, "message": "worker 3 has not answered", "worker": 0}
     assert str(explain(lost, summary, "here")) == "worker 3 was killed (SIGSEGV) here"

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from des_core.config import parse_config
 from des_core.contracts import Reference
+from des_core.engine import checkpoint
 from des_core.engine.collectives import Collectives
 from des_core.engine.evaluator import evaluate, predict
 from des_core.engine.exchange import Exchange
+from des_core.engine.models import Model
 from des_core.engine.operators import Operator, Shard
+from des_core.engine.operators.attention import FieldAttention
+from des_core.engine.operators.cross import CrossNetwork
+from des_core.engine.operators.cross_v2 import CrossNetworkV2
 from des_core.engine.operators.fc import FullyConnected
 from des_core.engine.operators.fm import FactorizationMachine
+from des_core.engine.operators.fwfm import FieldWeightedMachine
+from des_core.engine.operators.inner_product import InnerProducts
 from des_core.engine.operators.lr import Linear
-from des_core.engine.plan import home_edges
+from des_core.engine.plan import Plan, home_edges
+from des_core.engine.routes import routes
 from des_core.engine.trainer import Trainer
 from des_core.run import Run, pin
 
@@ -24,38 +34,96 @@ def _run(config: str, dataset: str) -> Run:
     return pin(parse_config(config), Reference.parse(dataset))
 
 
-def train(peers: Collectives, config: str, dataset: str, resume: bool = False) -> dict[str, Any]:
-    """Train to the end; on worker 0 the last weights' test logits."""
+def train(
+    peers: Collectives,
+    config: str,
+    dataset: str,
+    resume: bool = False,
+    dump: bool = False,
+    unpruned: bool = False,
+) -> dict[str, Any]:
+    """Train to the end; on worker 0 the last weights' test logits; dumped, the rows owned here by id.
+
+    Args:
+        unpruned: keep all checkpoints.
+    """
     peers.ledger.clear()
     trainer = Trainer(_run(config, dataset), peers)
     if resume:
         trainer.resume()
+    prune = checkpoint.prune
+    if unpruned:
+        checkpoint.prune = lambda folder, keep: None
     trainer.train()
+    checkpoint.prune = prune
     scores = torch.from_numpy(predict(trainer.worker, "test"))
-    return {"logits": torch.logit(scores).tolist(), "rows": trainer.worker.table.used, "step": trainer.at.step}
+    table = trainer.worker.table
+    answer = {"logits": torch.logit(scores).tolist(), "rows": table.used, "step": trainer.at.step}
+    if dump:
+        answer["table"] = dict(zip(map(str, table.ids.tolist()), table.rows_SK.tolist(), strict=True))
+        answer["statistics"] = table.statistics()
+    return answer
 
 
 def report(peers: Collectives, config: str, dataset: str) -> None:
     """Write the report of a trained run."""
-    evaluate(_run(config, dataset), peers, False)
+    evaluate(_run(config, dataset), peers, False, False)
+
+
+FACTORS, INPUTS = 3, 2
+
+
+def build_operator(name: str, fields: int) -> Operator:
+    """A small operator of each kind, the same wherever it is built."""
+    sizes = (fields, FACTORS, INPUTS)
+    kinds: dict[str, Callable[[], Operator]] = {
+        "lr": Linear,
+        "fm": lambda: FactorizationMachine(FACTORS),
+        "fc": lambda: FullyConnected(*sizes, 5, bias=True),
+        "cross": lambda: CrossNetwork(*sizes, 4, 1),
+        "cross stacked": lambda: CrossNetwork(*sizes, 4, 3),
+        "cross v2": lambda: CrossNetworkV2(*sizes, 3, 2, 4, bias=True, line="cross v2"),
+        "cross v2 full": lambda: CrossNetworkV2(*sizes, 3, 0, 4, bias=True, line="cross v2 full"),
+        "fwfm": lambda: FieldWeightedMachine(fields),
+        "products": lambda: InnerProducts(*sizes, (4,)),
+        "attention": lambda: FieldAttention(*sizes, 2, 2, 3),
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        layer = kinds[name]().double()
+        for parameter in layer.parameters():
+            # First values of zero or one would hide mistakes.
+            torch.nn.init.normal_(parameter, std=0.4)
+    return layer
+
+
+def operator_data(samples: int, fields: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows [F, K], x [B, F] of one lookup per field, and dense inputs [B, M]."""
+    generator = torch.Generator().manual_seed(samples * 100 + fields)
+    return (
+        torch.randn(fields, 1 + FACTORS, generator=generator, dtype=torch.float64),
+        torch.randn(samples, fields, generator=generator, dtype=torch.float64).float().double(),
+        torch.randn(samples, INPUTS, generator=generator, dtype=torch.float64),
+    )
 
 
 def operator(peers: Collectives, name: str, kind: str, samples: int, owners: list[int]) -> dict[str, Any]:
-    """One operator over random dense features, one feature per field, split by ``owners[field]``.
+    """One operator over random features, one per field, split by ``owners[field]``.
 
-    Home outputs, and the gradient of all rows and of dense weights when each output is weighted by a fixed number.
+    Outputs of the home slice (replicated: of all samples), and the gradient of all rows and dense weights when
+    each output is weighted by a fixed number.
     """
-    fields, factors = len(owners), 3
-    generator = torch.Generator().manual_seed(samples * 100 + fields)
-    rows_FK = torch.randn(fields, 1 + factors, generator=generator, dtype=torch.float64)
-    x_BF = torch.randn(samples, fields, generator=generator, dtype=torch.float64)
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        layer = FullyConnected(fields, factors, 5, bias=True).double()
-    operators: dict[str, Operator] = {"lr": Linear(), "fm": FactorizationMachine(factors), "fc": layer}
-    chosen = operators[name]
+    fields = len(owners)
+    rows_FK, x_BF, inputs_BM = operator_data(samples, fields)
     owned = [[f for f in range(fields) if owners[f] % peers.workers == worker] for worker in range(peers.workers)]
-    mine = owned[peers.rank]
+    mine, replicated = owned[peers.rank], kind == "replicated"
+    model = Model({name: build_operator(name, fields)}, FACTORS)
+    plan = Plan(model, {name: "sum" if replicated else kind}, replicated, fields, owned, 8, 8)
+    exchange = Exchange(plan, peers)
+    edges = home_edges(samples, peers.workers)
+    home = slice(edges[peers.rank], edges[peers.rank + 1])
+    at_home_BM = torch.zeros_like(inputs_BM)
+    at_home_BM[home] = inputs_BM[home]
     shard = Shard(
         rows_UK=rows_FK[mine].clone().requires_grad_(),
         inverse_L=torch.arange(len(mine)).repeat_interleave(samples),
@@ -64,14 +132,22 @@ def operator(peers: Collectives, name: str, kind: str, samples: int, owners: lis
         x_L=x_BF[:, mine].T.reshape(-1),
         samples=samples,
         fields_O=torch.tensor(mine, dtype=torch.int64),
+        inputs_BM=at_home_BM,
+        total=exchange.sum_over_workers,
     )
-    exchange = Exchange({name: chosen}, {name: kind}, owned, fields, peers)
-    output = chosen.finish(exchange.totals(shard)[name])
-    edges = home_edges(samples, peers.workers)
-    weights = torch.cos(torch.arange(samples, dtype=torch.float64))[edges[peers.rank] : edges[peers.rank + 1]]
-    per_sample = output if output.dim() == 1 else output.sum(1)
-    (per_sample * weights).sum().backward()
-    dense = {key: p.grad.tolist() for key, p in layer.named_parameters() if p.grad is not None}
+    if replicated:
+        home = slice(0, samples)
+        totals = exchange.totals_everywhere(shard)
+    else:
+        lookups = (shard.inverse_L, shard.sample_L, shard.piece_L, shard.x_L)
+        sent = routes(*(t.numpy() for t in lookups), edges, len(mine)) if kind == "rows" else None
+        totals = exchange.totals(shard, inputs_BM[home], sent)
+    output = model.by_name[name].finish(totals[name])
+    weights = torch.cos(torch.arange(samples, dtype=torch.float64))[home]
+    (output.flatten(1).sum(1) if output.dim() > 1 else output).mul(weights).sum().div(
+        peers.workers if replicated else 1
+    ).backward()
+    dense = {key: p.grad.tolist() for key, p in model.by_name[name].named_parameters() if p.grad is not None}
     gradient = shard.rows_UK.grad.tolist() if shard.rows_UK.grad is not None else []
     return {"output": output.tolist(), "rows": dict(zip(map(str, mine), gradient, strict=True)), "dense": dense}
 

@@ -17,7 +17,23 @@ from des_core.errors import CheckpointError
 from tests.engine import tiny
 from tests.engine.group import Group
 
-MODELS = ["lr", "fm", "wide_deep", "deepfm"]
+MODELS = {
+    "lr": {},
+    "fm": {},
+    "fwfm": {},
+    "wide_deep": {},
+    "deepfm": {},
+    "dcn": {},
+    "dcn stacked": {"structure": "stacked"},
+    "dcn_v2": {"cross_rank": 3},
+    "dcn_v2 stacked": {"cross_rank": 3, "structure": "stacked"},
+    "dcn_v2 full": {"cross_rank": 0},
+    "dlrm": {"bottom": [5]},
+    "autoint": {"attention_width": 3},
+}
+SUMS = [name for name in MODELS if name.split()[0] not in ("fwfm", "dlrm", "autoint") and name != "dcn_v2 full"]
+ALONE = {"lr": ["sum"], "fwfm": ["gather"], "dcn_v2 full": ["gather"], "dlrm": ["gather"], "autoint": ["gather"]}
+"""Where ``train.exchange`` has nothing else to choose from."""
 ADAM = {"rows": {"name": "adam", "learning_rate": 0.01}, "dense": {"name": "adam", "learning_rate": 0.01}}
 
 
@@ -30,21 +46,35 @@ def train(group: Group, root: Path, resume: bool = False, **sections: dict[str, 
     return answers[0] | {"rows": sum(answer["rows"] for answer in answers)}
 
 
-@pytest.mark.parametrize("kind", ["sum", "gather"])
-@pytest.mark.parametrize("name", MODELS)
-def test_workers_do_not_change_the_model(group: Callable[[int], Group], tmp_path: Path, name: str, kind: str) -> None:
+ONE_WORKER: dict[tuple[str, str], dict[str, Any]] = {}
+
+
+def exchanges(name: str) -> list[dict[str, str]]:
+    kinds = [{"exchange": kind} for kind in [*ALONE.get(name, ["sum", "gather"]), "rows"]]
+    return kinds + [{"exchange": "sum", "upper": "replicated"}] * (name in SUMS)
+
+
+@pytest.mark.parametrize(("name", "how"), [(name, how) for name in MODELS for how in exchanges(name)])
+def test_workers_do_not_change_the_model(
+    group: Callable[[int], Group], tmp_path: Path, name: str, how: dict[str, str]
+) -> None:
     """20 steps, a short last batch in each epoch, batch norm and dropout: method 7.1 in both precisions."""
-    for precision, bound in (("fp64", 1e-9), ("fp32", 1e-4)):
-        expected: dict[str, Any] = {}
-        for workers in (1, 2, 3, 4, 7):
-            got = train(
-                group(workers),
-                tmp_path / f"{precision}{workers}",
-                model={"name": name, "batch_norm": True, "dropout": 0.2},
-                train={"exchange": kind, "precision": precision, "max_steps": 20, "epochs": 4},
-                optimizer=ADAM,
-            )
-            expected = expected or got
+
+    def trained(workers: int, precision: str, **settings: str) -> dict[str, Any]:
+        return train(
+            group(workers),
+            tmp_path / f"{precision}{workers}",
+            model={"name": name.split()[0], "batch_norm": True, "dropout": 0.2, **MODELS[name]},
+            train={"precision": precision, "max_steps": 20, "epochs": 4, **settings},
+            optimizer=ADAM,
+        )
+
+    for precision, bound, groups in (("fp64", 1e-9, (2, 3, 4, 7)), ("fp32", 1e-4, (3,))):
+        if (name, precision) not in ONE_WORKER:
+            ONE_WORKER[name, precision] = trained(1, precision)
+        expected = ONE_WORKER[name, precision]
+        for workers in groups:
+            got = trained(workers, precision, **how)
             a, b = np.array(got["logits"]), np.array(expected["logits"])
             assert got["step"] == 20 and got["rows"] == expected["rows"] and np.std(b) > 1e-3
             assert np.all(np.abs(a - b) <= bound * (1 + np.abs(b))), (workers, precision, np.abs(a - b).max())
@@ -101,22 +131,85 @@ def test_workers_may_change_on_resume(group: Callable[[int], Group], tmp_path: P
     np.testing.assert_allclose(resumed["logits"], whole["logits"], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["auto", "sum", "gather"])
-@pytest.mark.parametrize("name", ["fm", "deepfm"])
+@pytest.mark.parametrize("kind", ["auto", "sum", "gather", "rows", "replicated"])
+@pytest.mark.parametrize("name", ["fm", "deepfm", "dcn_v2"])
 def test_counted_bytes_are_the_predicted_ones(
     group: Callable[[int], Group], tmp_path: Path, name: str, kind: str
 ) -> None:
     for workers in (1, 2, 3):
         root = tmp_path / str(workers)
         model = {"name": name, "batch_norm": True}
-        train(group(workers), root, model=model, train={"exchange": kind, "workers": workers})
+        how = {"upper": kind, "exchange": "sum"} if kind == "replicated" else {"exchange": kind}
+        train(group(workers), root, model=model, train={"max_steps": 11, "workers": workers, **how})
         (folder,) = (root / "runs").iterdir()
         exchange = json.loads((folder / "training.json").read_text())["exchange"]
-        assert {"fm", "dense gradients", "metrics"} <= set(exchange)
+        assert {"dense gradients", "metrics"} <= set(exchange) and len(exchange) > 2
         for line, entry in exchange.items():
             assert entry["counted_bytes_per_step"] == pytest.approx(entry["predicted_bytes_per_step"], rel=1e-12), line
         total = sum(entry["counted_bytes_per_step"] for entry in exchange.values())
         assert (total > 0) == (workers > 1)
+
+
+LIMITS: dict[str, dict[str, Any]] = {
+    "one field, seven workers": {"fields": tiny.FIELDS[:1]},
+    "a list of ten thousand values": {"longest": 10_000},
+    "no row of the last fields": {"fields": (*tiny.FIELDS[:2], *tiny.FIELDS[6:])},
+}
+
+
+@pytest.mark.parametrize("how", [{"exchange": "sum"}, {"exchange": "gather"}, {"exchange": "rows"}])
+@pytest.mark.parametrize("limit", LIMITS)
+def test_odd_shapes_of_data_train(
+    group: Callable[[int], Group], tmp_path: Path, limit: str, how: dict[str, str]
+) -> None:
+    """More workers than fields, very long lists, batches that nothing divides: N workers are still one."""
+    logits = []
+    for workers in (1, 7):
+        config = tiny.config(
+            tmp_path / str(workers), train={"batch": 97, "max_steps": 6, "precision": "fp64", **how}, optimizer=ADAM
+        )
+        dataset = tiny.store(config, **LIMITS[limit])
+        answers = group(workers).do("train", config=config.model_dump_json(), dataset=str(dataset))
+        logits.append(answers[0]["logits"])
+    np.testing.assert_allclose(logits[1], logits[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("how", [{"exchange": "sum"}, {"exchange": "rows"}, {"upper": "replicated"}])
+def test_a_loss_that_is_no_number_names_its_samples(
+    group: Callable[[int], Group], tmp_path: Path, how: dict[str, str]
+) -> None:
+    """All workers stop before the update, and say the same."""
+    sections: dict[str, Any] = {
+        "model": {"name": "fm"},
+        "train": {"workers": 3, "max_steps": 20, "shuffle": False, "exchange": "sum", **how},
+        "optimizer": {"rows": {"name": "sgd", "learning_rate": 1e30}},
+    }
+    said = r"loss is (nan|inf) at step 2 on worker [0-2], sample 0123456789abcdef:(9[6-9]|1[0-8][0-9]|19[01]).*; lower"
+    with pytest.raises(AssertionError, match=said):
+        train(group(3), tmp_path, **sections)
+
+
+def test_sixteen_bits_on_the_wire(group: Callable[[int], Group], tmp_path: Path) -> None:
+    """Half the bytes both ways for what goes home and back, counted as predicted; nearly the same logits."""
+    seen = {}
+    for payload in ("full", "bf16"):
+        for kind in ("sum", "gather", "rows"):
+            root = tmp_path / f"{payload}{kind}"
+            settings = {"payload": payload, "exchange": kind, "max_steps": 12}
+            answer = train(group(2), root, train={"workers": 2, **settings}, optimizer=ADAM)
+            (folder,) = (root / "runs").iterdir()
+            exchange = json.loads((folder / "training.json").read_text())["exchange"]
+            for line, entry in exchange.items():
+                assert entry["counted_bytes_per_step"] == pytest.approx(entry["predicted_bytes_per_step"], rel=1e-12)
+                assert entry["counted_bytes_per_step"] == pytest.approx(
+                    sum(entry[way]["counted_bytes_per_step"] for way in ("forward", "backward"))
+                ), line
+            seen[payload, kind] = (np.array(answer["logits"]), exchange)
+    for kind, line in (("sum", "fc"), ("gather", "vectors"), ("rows", "rows")):
+        (full, wide), (half, narrow) = seen["full", kind], seen["bf16", kind]
+        ratio = narrow[line]["backward"]["counted_bytes_per_step"] / wide[line]["backward"]["counted_bytes_per_step"]
+        assert ratio == pytest.approx(0.5)
+        assert 0 < np.abs(full - half).max() < 0.05
 
 
 def test_resume_without_a_checkpoint_says_how_others_differ(group: Callable[[int], Group], tmp_path: Path) -> None:

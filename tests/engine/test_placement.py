@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from des_core.config import ModelConfig
 from des_core.contracts import Dataset, FieldSpec, FieldStats, Segment
-from des_core.engine.models import build
 from des_core.engine.placement import LOOKUP_SHARE, place
-from des_core.engine.plan import choose, combinations, explain, home_edges
 from des_core.errors import ConfigError
-from tests.engine import tiny
 
 
 def dataset(cardinalities: list[int], lookups: list[float]) -> Dataset:
@@ -63,45 +57,3 @@ def test_memory_is_a_hard_limit() -> None:
     assert place(data, 4, row_bytes=100, limit_bytes=limit).rows_N.max() * 100 <= limit
     with pytest.raises(ConfigError, match=r"do not fit 4 workers; set train\.workers to 5"):
         place(data, 4, row_bytes=100, limit_bytes=int(2_000_060 / 4 * 0.9 * 100))
-
-
-def test_the_plan_is_the_cheapest_combination() -> None:
-    """Random shapes: no combination costs less, and equations of method.md hold."""
-    rng = np.random.default_rng(0)
-    seen = set()
-    for _ in range(60):
-        fields, factors, units = (int(rng.integers(low, high)) for low, high in ((2, 40), (2, 40), (4, 300)))
-        workers, batch = int(rng.choice([2, 3, 4, 8])), int(rng.integers(50, 5000))
-        model = build(ModelConfig(name="deepfm", factors=factors, hidden=(units,)), fields, 0)
-        owned = [list(range(fields))[worker::workers] for worker in range(workers)]
-        plan = choose(model, owned, batch, 4)
-        costs = [sum(p.predict(batch).values()) for p in combinations(model, owned, batch, 4)]
-        assert len(costs) == 4 and sum(plan.predict(batch).values()) == min(costs)
-        seen.add(tuple(plan.choice.items()))
-        if plan.choice["fc"] == "sum":
-            assert units < fields * factors / workers * 1.2
-    assert (("fm", "gather"), ("fc", "gather")) in seen and (("fm", "sum"), ("fc", "sum")) in seen
-
-
-def test_worked_bytes_of_the_method() -> None:
-    """26 fields, k = 16, h = 256, N = 2, b = 4096, fp32: FM by sum 0.56 MB per worker, FC by gather 6.82."""
-    model = build(ModelConfig(name="deepfm", factors=16, hidden=(256,)), 26, 0)
-    owned = [list(range(13)), list(range(13, 26))]
-    (by_sum,) = combinations(model, owned, 8192, 4, "sum")
-    predicted = by_sum.predict(8192)
-    assert predicted["fm"] == 2 * 4096 * 17 * 4
-    assert round((predicted["fm"] + predicted["fc"]) / 1e6, 2) == 8.95
-    best = choose(model, owned, 8192, 4).predict(8192)
-    assert best["vectors"] == pytest.approx(6.82e6, rel=1e-3) and best["fm"] == 2 * 4096 * 4 and best["fc"] == 0
-    assert home_edges(10, 3) == [0, 3, 6, 10]
-
-
-def test_explain_shows_alternatives_winner_and_balances(tmp_path: Path) -> None:
-    run = tiny.run(tmp_path)
-    explained = explain(run.config, Dataset.load(run.dataset), 3)
-    assert [operator["name"] for operator in explained["operators"]] == ["fm", "fc"]
-    best = explained["joint"][0]
-    assert best["bytes_per_step"] == min(entry["bytes_per_step"] for entry in explained["joint"])
-    assert {o["name"]: o["chosen"] for o in explained["operators"]} == best["choice"]
-    assert sum(worker["lookups_share"] for worker in explained["placement"]) == pytest.approx(1)
-    assert sum(worker["bytes_share"] for worker in explained["placement"]) == pytest.approx(1)

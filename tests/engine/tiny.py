@@ -35,6 +35,8 @@ FIELDS = (
     FieldSpec(name="tags", column="tags", kind="multi", weight="tag_weights", pooling="sqrtn", table="tags"),
     FieldSpec(name="price", column="price", kind="numeric", transform="log1p", table="price"),
     FieldSpec(name="age", column="age", kind="numeric", transform="bucket", edges=(20.0, 40.0), table="age"),
+    FieldSpec(name="depth", column="depth", kind="numeric", transform="log1p", table="depth", input="dense"),
+    FieldSpec(name="width", column="width", kind="numeric", table="width", input="dense"),
 )
 
 
@@ -54,14 +56,30 @@ def config(root: Path, **sections: dict[str, Any]) -> Config:
     return parse_config(document)
 
 
-def store(config: Config, rows: int = 1100, seed: int = 1) -> Reference:
-    """Write the store under the config's root: 80 % train, 10 % valid, 10 % test."""
+def store(
+    config: Config,
+    rows: int = 1100,
+    seed: int = 1,
+    days: int = 1,
+    fields: tuple[FieldSpec, ...] = FIELDS,
+    longest: int = 0,
+) -> Reference:
+    """Write the store under the config's root: 80 % train, 10 % valid, 10 % test.
+
+    Args:
+        days: of logs; each brings new users and items, and most of the day before vanish.
+        fields: those that the model reads.
+        longest: values in one list of tags.
+    """
     rng = np.random.default_rng(seed)
-    user, item = rng.zipf(1.3, rows) % 50, rng.zipf(1.2, rows) % 80
+    day = np.arange(rows) * days // rows
+    user, item = rng.zipf(1.3, rows) % 50 + 30 * day, rng.zipf(1.2, rows) % 80 + 70 * day
     price = np.where(rng.random(rows) < 0.1, np.nan, rng.exponential(5, rows))
     age = np.where(rng.random(rows) < 0.1, np.nan, rng.uniform(10, 60, rows))
     logit = np.sin(user) + np.cos(item * 1.7) + 1.5 * np.sin(user * item) - 0.05 * np.nan_to_num(price)
     tag_lists = [rng.integers(0, 9, rng.integers(1, 4)).tolist() for _ in range(rows)]
+    if longest:
+        tag_lists[5] = list(range(longest))
     columns = {
         "user": pa.array(user, pa.int64()),
         "item": pa.array(np.where(rng.random(rows) < 0.05, MISSING, item), pa.int64()),
@@ -70,8 +88,10 @@ def store(config: Config, rows: int = 1100, seed: int = 1) -> Reference:
         WEIGHT + "tags": pa.array([rng.random(len(tags)).tolist() for tags in tag_lists], pa.list_(pa.float32())),
         "price": pa.array(price, pa.float32(), from_pandas=True),
         "age": pa.array(age, pa.float32(), from_pandas=True),
+        "depth": pa.array(price * rng.random(rows), pa.float32(), from_pandas=True),
+        "width": pa.array(rng.normal(size=rows), pa.float32()),
         LABEL: pa.array(rng.random(rows) < 1 / (1 + np.exp(-logit)), pa.float32()),
-        TIME: pa.array(np.arange(rows), pa.int64()),
+        TIME: pa.array(86_400 * (20_000 + day) + np.arange(rows), pa.int64()),
         GROUP: pa.array(user, pa.int64()),
         FILE: pa.array(np.zeros(rows), pa.int32()),
         ROW: pa.array(np.arange(rows), pa.int64()),
@@ -86,12 +106,12 @@ def store(config: Config, rows: int = 1100, seed: int = 1) -> Reference:
         field.name: FieldStats(
             lookups_per_sample=3.0 if field.kind == "multi" else 1.0, missing_share=0.0, cardinality=c
         )
-        for field, c in zip(FIELDS, (50, 80, 80, 9, 2, 4), strict=True)
+        for field, c in zip(FIELDS, (50, 80, 80, 9, 2, 4, 0, 0), strict=True)
     }
     dataset = Dataset(
         spec=config.features_digest,
         task=config.source.task,
-        fields=FIELDS,
+        fields=fields,
         has_group=True,
         has_time=True,
         parts={

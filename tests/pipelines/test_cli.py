@@ -163,8 +163,8 @@ PLAN = {
     "batch": 1024,
     "operators": [{"name": "fm", "width": 17, "alternatives": {"sum": 69632.0, "gather": 278528.0}, "chosen": "sum"}],
     "joint": [
-        {"choice": {"fm": "sum"}, "bytes_per_step": 69640.0},
-        {"choice": {"fm": "gather"}, "bytes_per_step": 3e5},
+        {"choice": {"fm": "sum"}, "upper": "home", "bytes_per_step": 69640.0, "collectives": 3},
+        {"choice": {"fm": "gather"}, "upper": "home", "bytes_per_step": 3, "collectives": 3e5},
     ],
     "placement": [
         {"worker": 0, "fields": ["user"], "lookups_share": 0.25, "bytes_share": 0.9, "rows": 41207},
@@ -178,7 +178,7 @@ def test_a_plan_is_one_line_per_fact(capsys: pytest.CaptureFixture[str]) -> None
     summary.show_plan(PLAN)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "event=operator name=fm width=17 sum_bytes=69632 gather_bytes=278528 chosen=sum"
-    assert lines[1] == "event=joint rank=1 choice=fm:sum bytes_per_step=69640"
+    assert lines[1] == "event=joint rank=1 choice=fm:sum upper=home bytes_per_step=69640 collectives=3"
     assert lines[-1] == "event=worker worker=1 fields=tags,price lookups_share=0.75 bytes_share=0.1 rows=896"
 
 

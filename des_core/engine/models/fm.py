@@ -7,6 +7,6 @@ from des_core.engine.models import Model
 from des_core.engine.operators.fm import FactorizationMachine
 
 
-def build(config: ModelConfig, fields: int) -> Model:
+def build(config: ModelConfig, fields: int, inputs: int) -> Model:
     """The model; the linear term travels inside the fm operator."""
-    return Model({"fm": FactorizationMachine(config.factors)}, config.factors)
+    return Model({"fm": FactorizationMachine(config.factors)}, config.factors, inputs=inputs)

@@ -7,6 +7,6 @@ from des_core.engine.models import Model
 from des_core.engine.operators.lr import Linear
 
 
-def build(config: ModelConfig, fields: int) -> Model:
+def build(config: ModelConfig, fields: int, inputs: int) -> Model:
     """The model; rows hold one number."""
-    return Model({"lr": Linear()}, factors=0)
+    return Model({"lr": Linear()}, factors=0, inputs=inputs)

@@ -18,31 +18,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from des_core.engine.operators import Shard
+from des_core.engine.operators import Operator, Shard
 
 
-class FactorizationMachine:
+class FactorizationMachine(Operator):
     """Pairwise interactions of all looked-up values, and their linear term.
 
     Args:
         factors: numbers per embedding, k.
     """
 
+    rest = 1
+    linear = True
+    by_field = False
+    squares = True
+
     def __init__(self, factors: int) -> None:
+        super().__init__()
         self.width = factors + 1
-        self.reads = slice(1, factors + 1)
-        self.rest = 1
 
     def partial(self, shard: Shard) -> Tensor:
-        sums_Bk = shard.pooled_BOK[:, :, 1:].sum(1)
-        return torch.cat([self.partial_rest(shard), sums_Bk], 1)
+        return torch.cat([self.partial_rest(shard), shard.sums_Bk], 1)
 
     def partial_rest(self, shard: Shard) -> Tensor:
-        w_L, v_Lk = shard.scaled_LK[:, 0], shard.scaled_LK[:, 1:]
-        return shard.per_sample(w_L - 0.5 * v_Lk.square().sum(1))[:, None]
+        return (shard.linear_B - 0.5 * shard.squares_B)[:, None]
 
-    def collect(self, pooled_BFk: Tensor, rest_BR: Tensor) -> Tensor:
-        return torch.cat([rest_BR, pooled_BFk.sum(1)], 1)
+    def collect(self, vectors_BFk: Tensor, inputs_BM: Tensor, rest_BR: Tensor) -> Tensor:
+        return torch.cat([rest_BR, vectors_BFk.sum(1)], 1)
 
     def finish(self, total_BP: Tensor) -> Tensor:
         """``[B, 1 + k] -> [B]``"""

@@ -2,32 +2,27 @@
 
     y_b = sum_j w_j x_bj        (the model adds the bias once, after the sum)
 
-One number per sample travels. Gradient of owned rows, local: dw_j = sum_b g_b x_bj.
-Dims: B samples, L lookups, F fields, K numbers per row of which column 0 is w.
+One number per sample travels; no pooled vector would tell it cheaper. Gradient of owned rows, local:
+dw_j = sum_b g_b x_bj. Dims: B samples, j features.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from des_core.engine.operators import Shard, no_rest
+from des_core.engine.operators import Operator, Shard
 
 
-class Linear:
+class Linear(Operator):
     """Sum of the looked-up weights."""
 
+    kinds = ("sum",)
     width = 1
-    reads = slice(0, 1)
-    rest = 0
+    linear = True
+    by_field = False
 
     def partial(self, shard: Shard) -> Tensor:
-        return shard.per_sample(shard.scaled_LK[:, 0])[:, None]
-
-    def partial_rest(self, shard: Shard) -> Tensor:
-        return no_rest(shard)
-
-    def collect(self, pooled_BFk: Tensor, rest_BR: Tensor) -> Tensor:
-        return pooled_BFk.sum(1)
+        return shard.linear_B[:, None]
 
     def finish(self, total_BP: Tensor) -> Tensor:
         """``[B, 1] -> [B]``"""

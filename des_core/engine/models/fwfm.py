@@ -1,0 +1,12 @@
+"""Field-weighted factorization machine: logit = bias + linear term + weighted pairs (Pan et al., WWW 2018)."""
+
+from __future__ import annotations
+
+from des_core.config import ModelConfig
+from des_core.engine.models import Model
+from des_core.engine.operators.fwfm import FieldWeightedMachine
+
+
+def build(config: ModelConfig, fields: int, inputs: int) -> Model:
+    """The model."""
+    return Model({"fwfm": FieldWeightedMachine(fields)}, config.factors, inputs=inputs)
