@@ -3,7 +3,8 @@
     python benchmarks/train.py [--rows 1000000] [--models lr fm deepfm] [--workers 1 2] [--batch 4096] [--factors 16]
 
 Makes a TSV like Criteo's (13 integers, 26 Zipf-distributed categories of up to 1M values), ingests it once, and
-trains one epoch with ``des train``. Prints key=value lines, with worker 0's milliseconds per step by phase. The first step of each process compiles and is not timed.
+trains one epoch with ``des train``. Prints key=value lines, with worker 0's milliseconds per step by phase. The
+first step of each process compiles and is not timed.
 """
 
 from __future__ import annotations

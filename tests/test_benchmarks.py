@@ -42,6 +42,11 @@ def test_update() -> None:
     assert {"fields_forward", "fields_backward", "rowwise_adagrad", "group_ftrl", "total"} <= works
 
 
+def test_checkpoint() -> None:
+    (event,) = filter(None, map(parse_event, bench("checkpoint.py", "--rows", "30000")))
+    assert event["rows"] == event["loaded"] == "30000" and float(event["mb"]) > 30_000 * 90 / 1e6
+
+
 def test_train() -> None:
     words = ["--rows", "20000", "--models", "fm", "--workers", "2", "--batch", "1024"]
     (event,) = filter(None, map(parse_event, bench("train.py", *words)))

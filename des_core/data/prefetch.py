@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -25,8 +25,8 @@ class Pause:
     done: threading.Event = field(default_factory=threading.Event)
 
 
-def ahead(items: Iterator[T], waited: Callable[[float], None] = lambda seconds: None) -> Iterator[T]:
-    """The items in order, the next one in the making; what making one raises is raised here.
+def ahead(items: Iterator[T], waited: Callable[[float], None] = lambda seconds: None) -> Generator[T, None, None]:
+    """The items in order, the next one in the making; close it to end the thread. What making one raises is raised here.
 
     Args:
         waited: told the seconds that the consumer waited for an item.

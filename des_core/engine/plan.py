@@ -216,17 +216,22 @@ def combinations(
     return sorted(plans, key=lambda plan: plan.cost(batch, link))
 
 
-def layout(config: Config, dataset: Dataset, reference: Reference, workers: int) -> tuple[Placement, Plan]:
-    """Placement of a run on ``workers`` workers, and the base of its plans: no choice made yet."""
+def layout(
+    config: Config, dataset: Dataset, reference: Reference, workers: int, measured: bool
+) -> tuple[Placement, Plan]:
+    """Placement of a run on ``workers`` workers, and the base of its plans: no choice made yet.
+
+    Args:
+        measured: find out what ``rows`` would send.
+    """
     rows, inputs = dataset.row_fields, dataset.dense_fields
     model = build(config.model, len(rows), len(inputs), config.run.seed)
     placement = place(dataset, workers, row_bytes(config, model), config.train.worker_memory_mb << 20)
     owned = [placement.fields(worker, [field.table for field in rows]) for worker in range(workers)]
     size = number_bytes(config)
     payload = 2 if config.train.payload == "bf16" else size
-    traffic = Traffic(0, 0)
-    if config.train.exchange in ("auto", "rows") and model.factors:
-        traffic = sampled_traffic(dataset, reference, placement, config.train.batch, workers)
+    nothing = Traffic(0, 0)
+    traffic = sampled_traffic(dataset, reference, placement, config.train.batch, workers) if measured else nothing
     base = Plan(model, {}, False, len(rows), owned, size, payload, traffic)
     return placement, base
 
@@ -272,7 +277,7 @@ def link_of(config: Config) -> Link | None:
 
 def explain(config: Config, dataset: Dataset, reference: Reference, workers: int) -> dict[str, Any]:
     """What ``des plan`` prints: alternatives, the joint winner, and both balances."""
-    placement, base = layout(config, dataset, reference, workers)
+    placement, base = layout(config, dataset, reference, workers, measured=True)
     batch, settings, link = config.train.batch, config.train, link_of(config)
     plans = combinations(base, batch, settings.exchange, settings.upper, link)
     best = plans[0]

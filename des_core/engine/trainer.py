@@ -12,6 +12,7 @@ import sys
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -137,13 +138,15 @@ class Trainer:
         left = islice(batches, most - at.step) if most else batches
         day = at.days[-1][0] if at.days else None
         self._clock = time.perf_counter()
-        for item in ahead(worker.ready(left, at.step, day, self._due), partial(worker.profile.add, "stall")):
-            if isinstance(item, Due):
-                self._pause(item)
-                item.done.set()
-                self._clock = time.perf_counter()
-            else:
-                self._step(item)
+        made = ahead(worker.ready(left, at.step, day, self._due), partial(worker.profile.add, "stall"))
+        with closing(made) as items:
+            for item in items:
+                if isinstance(item, Due):
+                    self._pause(item)
+                    item.done.set()
+                    self._clock = time.perf_counter()
+                else:
+                    self._step(item)
         return self.at.cursor >= self.stream.samples
 
     def _due(self, step: int) -> bool:

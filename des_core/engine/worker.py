@@ -94,7 +94,8 @@ class Worker:
         config = run.config
         self.run, self.peers = run, peers
         self.dataset = Dataset.load(run.dataset)
-        self.placement, base = layout(config, self.dataset, run.dataset, peers.workers)
+        open_to_rows = config.train.exchange in ("auto", "rows")
+        self.placement, base = layout(config, self.dataset, run.dataset, peers.workers, open_to_rows)
         self.model, self._base = base.model, base
         self.dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         self.model.to(peers.device, self.dtype)
@@ -314,6 +315,8 @@ class Worker:
 
     def _sum_dense_gradients(self, loss: Tensor) -> float:
         """Complete all dense gradients in one sum over workers; the batch's mean loss.
+
+        Reading the loss is the step's one wait for the device: it decides before any weight moves.
 
         Where what follows the totals is replicated, every worker's gradient of it is 1/N of the whole.
         """

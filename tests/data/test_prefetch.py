@@ -65,7 +65,7 @@ def test_leaving_early_ends_the_thread() -> None:
         line = ahead(items())
         for _ in range(taken):
             next(line)
-        line.close()  # type: ignore[attr-defined]
+        line.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 

@@ -96,6 +96,16 @@ def test_what_cannot_be_replicated_says_so() -> None:
         combinations(whole, 100, upper="replicated")
 
 
+@pytest.mark.parametrize("name", ["lr", "fm", "deepfm"])
+def test_rows_are_measured_before_they_are_chosen(tmp_path: Path, name: str) -> None:
+    """Two workers on 880 samples of six fields: what rows would send is counted on the samples themselves."""
+    run = tiny.run(tmp_path, model={"name": name})
+    explained = explain(run.config, Dataset.load(run.dataset), run.dataset, 2)
+    by_rows = next(entry for entry in explained["joint"] if "rows" in entry["choice"].values())
+    # At least a place of four bytes for each of the 48 samples that are away, and for most fields one of them travels.
+    assert by_rows["bytes_per_step"] > 48 * 4 * 3
+
+
 def test_explain_shows_alternatives_winner_and_balances(tmp_path: Path) -> None:
     run = tiny.run(tmp_path)
     explained = explain(run.config, Dataset.load(run.dataset), run.dataset, 3)
