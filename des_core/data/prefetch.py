@@ -26,7 +26,7 @@ class Pause:
 
 
 def ahead(items: Iterator[T], waited: Callable[[float], None] = lambda seconds: None) -> Generator[T, None, None]:
-    """The items in order, the next one in the making; close it to end the thread. What making one raises is raised here.
+    """The items in order, the next one in the making; close it to end the thread. What a making raises is raised here.
 
     Args:
         waited: told the seconds that the consumer waited for an item.
