@@ -24,7 +24,7 @@ from des_core.contracts import WEIGHT, FieldSpec
 from des_core.data import libsvm, synthetic
 from des_core.data.hashing import I64, MISSING, as_text, hash_text, hash_values
 from des_core.data.labels import Faults, shown
-from des_core.data.parsing import Bool, local_times, to_micros, to_numbers, without_missing
+from des_core.data.parsing import Bool, in_one, local_times, to_micros, to_numbers, without_missing
 from des_core.errors import DataError
 
 
@@ -94,7 +94,7 @@ class _Encoder:
         self.columns: dict[str, pa.Array] = {}
         self.faults: Faults = {}
         self.values: dict[str, tuple[I64, pa.Array]] = {}
-        self._records = records
+        self._records = dict(zip(records.column_names, records.columns, strict=True))
         self._timezone = timezone
         self._missing = list(missing)
         self._missing_keys = hash_text(pa.array(self._missing, pa.string()))
@@ -116,11 +116,9 @@ class _Encoder:
             raise DataError(f"field {field.name}: {error}") from None
 
     def _column(self, field: FieldSpec, name: str) -> pa.Array:
-        if name not in self._records.column_names:
-            has = ", ".join(self._records.column_names)
-            raise DataError(f"no column {name!r}; the records have {has}")
-        column = self._records.column(name)
-        return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        if name not in self._records:
+            raise DataError(f"no column {name!r}; the records have {', '.join(self._records)}")
+        return in_one(self._records[name])
 
     def _derived(self, values: pa.Array, field: FieldSpec) -> pa.Array:
         """Texts or numbers made of a column."""

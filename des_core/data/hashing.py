@@ -47,19 +47,25 @@ def hash_text(array: pa.Array | pa.ChunkedArray) -> I64:
         return np.concatenate([np.zeros(0, np.int64), *(hash_text(chunk) for chunk in array.chunks)])
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
-    large = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
-    bits, offsets, data = array.buffers()
     out = np.empty(len(array), np.int64)
-    if len(array) == 0:
-        return out
-    _hash_spans(
+    _hash_spans(*spans_of(array), array.offset, out)
+    return out
+
+
+def spans_of(array: pa.Array) -> tuple[Array, Array, Array]:
+    """The bytes of texts, where each begins and the last one ends, and the bitmap of those there are, empty for all.
+
+    The bitmap begins at position 0 of the memory, the array at ``array.offset``.
+    """
+    bits, offsets, data = array.buffers()
+    if not len(array):
+        return _NO_BITS, np.zeros(1, np.int32), _NO_BITS
+    large = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
+    return (
         np.frombuffer(data, np.uint8) if data is not None and data.size else _NO_BITS,
         np.frombuffer(offsets, np.int64 if large else np.int32)[array.offset : array.offset + len(array) + 1],
         np.frombuffer(bits, np.uint8) if bits is not None and array.null_count else _NO_BITS,
-        array.offset,
-        out,
     )
-    return out
 
 
 def hash_values(array: pa.Array | pa.ChunkedArray) -> I64:
@@ -129,6 +135,22 @@ def _number_text(value: Any) -> str | None:
 
 
 @njit(nogil=True, cache=True)
+def word_at(data: Array, at: Any) -> Any:
+    """Bytes ``at`` (uint64) to at + 8 as a little-endian uint64."""
+    # Written out whole: the compiler makes one 8-byte load of it.
+    return (
+        uint64(data[at])
+        | uint64(data[at + uint64(1)]) << uint64(8)
+        | uint64(data[at + uint64(2)]) << uint64(16)
+        | uint64(data[at + uint64(3)]) << uint64(24)
+        | uint64(data[at + uint64(4)]) << uint64(32)
+        | uint64(data[at + uint64(5)]) << uint64(40)
+        | uint64(data[at + uint64(6)]) << uint64(48)
+        | uint64(data[at + uint64(7)]) << uint64(56)
+    )
+
+
+@njit(nogil=True, cache=True)
 def _hash_spans(data: Array, offsets: Array, bits: Array, first: int, out: Array) -> None:
     """Hash bytes [offsets[i], offsets[i + 1]); ``bits`` is the validity bitmap from position ``first``, or empty."""
     for i in range(len(out)):
@@ -141,18 +163,7 @@ def _hash_spans(data: Array, offsets: Array, bits: Array, first: int, out: Array
         if at == stop:
             h = splitmix64(uint64(0))
         while at + uint64(8) <= stop:
-            # Written out whole: the compiler makes one 8-byte load of it.
-            word = (
-                uint64(data[at])
-                | uint64(data[at + uint64(1)]) << uint64(8)
-                | uint64(data[at + uint64(2)]) << uint64(16)
-                | uint64(data[at + uint64(3)]) << uint64(24)
-                | uint64(data[at + uint64(4)]) << uint64(32)
-                | uint64(data[at + uint64(5)]) << uint64(40)
-                | uint64(data[at + uint64(6)]) << uint64(48)
-                | uint64(data[at + uint64(7)]) << uint64(56)
-            )
-            h = splitmix64(h ^ word)
+            h = splitmix64(h ^ word_at(data, at))
             at += uint64(8)
         if at < stop:
             word = uint64(0)

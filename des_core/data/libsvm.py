@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from des_core.data.blocks import Block, blocks
-from des_core.data.delimited import Raw
+from des_core.data.delimited import Raw, not_text, texts
 from des_core.data.hashing import I64
 from des_core.data.labels import Faults, shown
 from des_core.data.parsing import to_numbers
@@ -26,7 +26,7 @@ LABEL, FEATURES, VALUES = "label", "features", "values"
 def read_libsvm(path: str) -> Iterator[Raw]:
     """The records of a file as columns of labels, indices and values."""
     row = 0
-    for block in blocks(path, delimiter="\0", quoting=False):
+    for block in blocks(path, delimiter="", quoting=False):
         raw = _records(block, row)
         row += raw.read
         if raw.read:
@@ -35,7 +35,7 @@ def read_libsvm(path: str) -> Iterator[Raw]:
 
 def _records(block: Block, row: int) -> Raw:
     lines, unreadable = _lines(block)
-    if b"#" in block.data:
+    if (block.data == ord("#")).any():
         lines = pc.replace_substring_regex(lines, r"#(?s:.*)", "")
     lines = pc.utf8_trim_whitespace(lines)
     filled_R = np.asarray(pc.not_equal(lines, "")) | np.isin(np.arange(len(lines)), list(unreadable))
@@ -53,21 +53,11 @@ def _records(block: Block, row: int) -> Raw:
 
 def _lines(block: Block) -> tuple[pa.Array, Faults]:
     """The records as texts, those that are no text empty."""
-    offsets = np.append(block.starts_R, len(block.data)).astype(np.int32)
-    count = len(block.starts_R)
-    lines = pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(block.data))
-    try:
-        lines.validate(full=True)
-        return lines, {}
-    except pa.ArrowInvalid:
-        texts, faults = [], {}
-        for index in range(count):
-            try:
-                texts.append(block.data[offsets[index] : offsets[index + 1]].decode())
-            except UnicodeDecodeError:
-                texts.append("")
-                faults[index] = "not UTF-8 text"
-        return pa.array(texts, pa.string()), faults
+    lines = texts(block, [0])[0]
+    unreadable = not_text(lines)
+    if unreadable:
+        lines = pc.if_else(pa.array(np.isin(np.arange(len(lines)), unreadable)), "", lines)
+    return lines, dict.fromkeys(unreadable, "not UTF-8 text")
 
 
 def _pairs(lines: pa.Array) -> tuple[pa.Table, Faults]:

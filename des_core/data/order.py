@@ -9,6 +9,7 @@ Dims: R rows of a table.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numba import njit
 
 from des_core.data.hashing import Array
+from des_core.data.parsing import in_one
 
 U64 = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -42,8 +45,8 @@ class Sorter:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._tables: list[pa.Table] = []
-        self._bytes = 0
+        self._columns: dict[str, _Numbers | _Lists] = {}
+        self._rows = self._room = self._bytes = 0
         self._files: list[str] = []
         self._written = 0
 
@@ -51,37 +54,58 @@ class Sorter:
         """Take in a table."""
         if not table.num_rows:
             return
-        self._tables.append(table.append_column(KEY, pa.array(key_R)))
-        self._bytes += self._tables[-1].nbytes
+        table = table.append_column(KEY, pa.array(key_R))
+        if self._rows + table.num_rows > self._room:
+            self._spill()
+        if table.num_rows > self._room:
+            self._make_room(table)
+        # Rows that end up together lie together in every sorted table: what is picked later is near in memory.
+        order_R = _order(key_R)
+        for name, column in self._columns.items():
+            column.put(self._rows, in_one(table.column(name)), order_R)
+        self._rows += table.num_rows
+        self._bytes += table.nbytes
         if self._bytes >= RUN_BYTES:
-            self._files.append(self._to_file(self._run()))
+            self._spill()
 
     def sorted(self) -> Iterator[pa.Table]:
         """Every row added, in order, without the key."""
         if not self._files:
             yield from (table.drop_columns(KEY) for table in self._run())
             return
-        if self._tables:
-            self._files.append(self._to_file(self._run()))
+        self._spill()
+        self._columns = {}
         while len(self._files) > FAN_IN:
             groups = [self._files[at : at + FAN_IN] for at in range(0, len(self._files), FAN_IN)]
             self._files = [self._merge_files(group) for group in groups]
         for table in _merge([_from_file(path) for path in self._files]):
             yield table.drop_columns(KEY)
 
+    def _make_room(self, table: pa.Table) -> None:
+        """Room for a run of rows like those of ``table``, and for that table in any case."""
+        widths = [kind.bit_width // 8 for kind in table.schema.types if not pa.types.is_nested(kind)]
+        self._room = max(RUN_BYTES // sum(widths), table.num_rows)
+        self._columns = {
+            field.name: _Lists() if pa.types.is_nested(field.type) else _Numbers(field.type, self._room)
+            for field in table.schema
+        }
+
+    def _spill(self) -> None:
+        """Put the waiting rows into a file."""
+        if self._rows:
+            self._files.append(self._to_file(self._run()))
+            self._rows = self._bytes = 0
+
     def _run(self) -> Iterator[pa.Table]:
         """The waiting rows, sorted, a slice at a time."""
-        tables, self._tables, self._bytes = self._tables, [], 0
-        if not tables:
+        if not self._rows:
             return
-        waiting = pa.concat_tables(tables)
-        for place, name in enumerate(waiting.column_names):
-            # Arrow would join a list column's chunks again for every slice.
-            if pa.types.is_nested(waiting.schema.types[place]):
-                waiting = waiting.set_column(place, name, waiting.column(name).combine_chunks())
-        order_R = _order(waiting.column(KEY).to_numpy())
+        keys = self._columns[KEY]
+        assert isinstance(keys, _Numbers)
+        order_R = _order(keys.values_R[: self._rows])
         for at in range(0, len(order_R), SLICE_ROWS):
-            yield waiting.take(pa.array(order_R[at : at + SLICE_ROWS]))
+            slice_R = order_R[at : at + SLICE_ROWS]
+            yield pa.table({name: column.take(slice_R) for name, column in self._columns.items()})
 
     def _merge_files(self, paths: Sequence[str]) -> str:
         merged = self._to_file(_merge([_from_file(path) for path in paths]))
@@ -100,6 +124,64 @@ class Sorter:
             if writer:
                 writer.close()
         return path
+
+
+class _Numbers:
+    """A column of numbers, in one piece, so that a row is one step away."""
+
+    def __init__(self, kind: pa.DataType, room: int) -> None:
+        # Pages come as rows do. Those of numpy's own large arrays are huge: cleared out of cache, and never quite full.
+        memory = mmap.mmap(-1, room * kind.bit_width // 8, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.values_R = np.frombuffer(memory, kind.to_pandas_dtype())
+        self._kind = kind
+        self._valid_R: Array | None = None
+
+    def put(self, at: int, column: pa.Array, order_R: Array) -> None:
+        """Lay rows of a table's column at row ``at``, in the order given."""
+        stop = at + len(order_R)
+        values = np.frombuffer(column.buffers()[1], self.values_R.dtype)[column.offset :]
+        _take(values, order_R, self.values_R[at:stop])
+        if self._valid_R is None and column.null_count:
+            self._valid_R = np.ones(len(self.values_R), np.bool_)
+        if self._valid_R is not None:
+            _take(np.asarray(column.is_valid()), order_R, self._valid_R[at:stop])
+
+    def take(self, order_R: Array) -> pa.Array:
+        """The rows named, in that order."""
+        valid = None
+        if self._valid_R is not None:
+            valid = pa.py_buffer(np.packbits(self._taken(self._valid_R, order_R), bitorder="little"))
+        values = pa.py_buffer(self._taken(self.values_R, order_R))
+        return pa.Array.from_buffers(self._kind, len(order_R), [valid, values])
+
+    def _taken(self, values_R: Array, order_R: Array) -> Array:
+        out_R = np.empty(len(order_R), values_R.dtype)
+        _take(values_R, order_R, out_R)
+        return out_R
+
+
+class _Lists:
+    """A column of lists, in the pieces that came."""
+
+    def __init__(self) -> None:
+        self._chunks: list[pa.Array] = []
+
+    def put(self, at: int, column: pa.Array, order_R: Array) -> None:
+        """Hold rows of a table's column, in the order given; those that came before are gone where ``at`` is 0."""
+        self._chunks = [*(self._chunks if at else []), column.take(pa.array(order_R))]
+
+    def take(self, order_R: Array) -> pa.Array:
+        """The rows named, in that order."""
+        # Arrow would join the chunks again for every slice.
+        if len(self._chunks) > 1:
+            self._chunks = [pa.concat_arrays(self._chunks)]
+        return self._chunks[0].take(pa.array(order_R))
+
+
+@njit(nogil=True, cache=True)
+def _take(values_R: Array, order_R: Array, out_R: Array) -> None:
+    for i in range(len(order_R)):
+        out_R[i] = values_R[order_R[i]]
 
 
 def _from_file(path: str) -> Iterator[pa.RecordBatch]:

@@ -18,8 +18,9 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numba import njit, uint64
 
-from des_core.data.hashing import I64, as_text
+from des_core.data.hashing import I64, Array, as_text, spans_of
 from des_core.errors import ConfigError
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]
@@ -58,33 +59,86 @@ def column_without_missing(column: pa.ChunkedArray, missing: Sequence[str]) -> p
     return pa.chunked_array(chunks) if chunks else column
 
 
+def in_one(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece, copied only if it is in several."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def to_numbers(array: pa.Array, missing: Sequence[str] = ()) -> tuple[F64, Bool]:
     """Numbers [R], NaN where missing, and whether each is bad: no number, or too large for float32."""
     if is_text(array):
-        numbers, bad_R = _text_numbers(array, missing)
+        values_R, bad_R = _text_numbers(array, missing)
     else:
         try:
             plain = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
-            numbers = pc.cast(plain, pa.float64(), safe=False)
-            bad_R = np.zeros(len(array), np.bool_)
+            values_R, bad_R = _as_floats(pc.cast(plain, pa.float64(), safe=False)), np.zeros(len(array), np.bool_)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return np.full(len(array), np.nan), np.asarray(array.is_valid())
-    values_R: F64 = numbers.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
     huge_R = np.abs(values_R) > np.finfo(np.float32).max
     return (np.where(huge_R, np.nan, values_R), bad_R | huge_R) if huge_R.any() else (values_R, bad_R)
 
 
-def _text_numbers(array: pa.Array, missing: Sequence[str]) -> tuple[pa.Array, Bool]:
+def _as_floats(numbers: pa.Array) -> F64:
+    """Numbers [R], NaN for null."""
+    values_R: F64 = numbers.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
+    return values_R
+
+
+def _text_numbers(array: pa.Array, missing: Sequence[str]) -> tuple[F64, Bool]:
     if any(_is_number(text) for text in missing):
         array = without_missing(array, missing)
     texts = as_text(array)
+    values_R, bad_R = np.empty(len(texts)), np.zeros(len(texts), np.bool_)
+    data, offsets, valid = spans_of(texts)
+    other_R = _plain_numbers(data, offsets, valid, texts.offset, values_R)
+    if other_R.any():
+        values_R[other_R], bad_R[other_R] = _other_numbers(texts.filter(pa.array(other_R)), missing)
+    return values_R, bad_R
+
+
+def _other_numbers(texts: pa.Array, missing: Sequence[str]) -> tuple[F64, Bool]:
     try:
-        return pc.cast(texts, pa.float64()), np.zeros(len(array), np.bool_)
+        return _as_floats(pc.cast(texts, pa.float64())), np.zeros(len(texts), np.bool_)
     except pa.ArrowInvalid:
         plain = pc.utf8_trim_whitespace(without_missing(texts, missing))
         right = pc.match_substring_regex(plain, _NUMBER)
         numbers = pc.cast(pc.if_else(right, plain, pa.scalar(None, plain.type)), pa.float64())
-        return numbers, ~np.asarray(right.fill_null(True))
+        return _as_floats(numbers), ~np.asarray(right.fill_null(True))
+
+
+_POWERS = 10.0 ** np.arange(16)
+
+
+@njit(nogil=True, cache=True)
+def _plain_numbers(data: Array, offsets: Array, valid: Array, first: int, out_R: Array) -> Array:
+    """Read decimals of at most 15 digits, whose nearest float64 is one division away; tells where there are others."""
+    other_R = np.zeros(len(out_R), np.bool_)
+    for r in range(len(out_R)):
+        out_R[r] = np.nan
+        if len(valid) and not (valid[(first + r) >> 3] >> ((first + r) & 7)) & 1:
+            continue
+        at, stop = uint64(offsets[r]), uint64(offsets[r + 1])
+        negative = at < stop and data[at] == 45
+        at += uint64(negative)
+        number, digits, point = 0, 0, -1
+        while at < stop:
+            c = data[at]
+            if 48 <= c <= 57:
+                number = number * 10 + (c - 48)
+                digits += 1
+            elif c == 46 and point < 0:
+                point = digits
+            else:
+                digits = 99
+            at += uint64(1)
+        if digits == 0 or digits > 15:
+            other_R[r] = True
+            continue
+        value = float(number)
+        if point >= 0:
+            value /= _POWERS[digits - point]
+        out_R[r] = -value if negative else value
+    return other_R
 
 
 def _is_number(text: str) -> bool:

@@ -26,7 +26,7 @@ from des_core.data.delimited import Raw, read_delimited
 from des_core.data.hashing import I64
 from des_core.data.joins import Side, load_sides
 from des_core.data.labels import F32, Faults, labels_of, parse_positive, shown
-from des_core.data.parsing import check_timezone, column_without_missing, to_micros
+from des_core.data.parsing import check_timezone, column_without_missing, in_one, to_micros
 from des_core.data.paths import DAY
 from des_core.errors import ConfigError, DataError
 
@@ -231,7 +231,7 @@ def _labelled(chunk: Chunk, source: SourceConfig, first: bool) -> Chunk:
     faults: Faults = {}
     micros_R = chunk.micros_R
     if source.time:
-        times = chunk.records.column(source.time).combine_chunks()
+        times = in_one(chunk.records.column(source.time))
         micros_R, absent_R, bad_R = to_micros(times, source.timezone)
         if first and bad_R.any() and (bad_R | absent_R).all():
             raise DataError(
@@ -241,5 +241,5 @@ def _labelled(chunk: Chunk, source: SourceConfig, first: bool) -> Chunk:
         for index in np.flatnonzero(bad_R | absent_R).tolist():
             fault = f"the time {shown(times, index)} is neither unix seconds nor ISO 8601"
             faults[index] = f"column {source.time}: {fault if bad_R[index] else 'the time is missing'}"
-    label_R, unlabelled = labels_of(chunk.records.column(source.label).combine_chunks(), source)
+    label_R, unlabelled = labels_of(in_one(chunk.records.column(source.label)), source)
     return replace(chunk, label_R=label_R, micros_R=micros_R).without(unlabelled | faults)

@@ -101,7 +101,7 @@ class Counter:
     def result(self) -> tuple[I64, I64, Array]:
         """Keys, counts and registers of a sketch."""
         used = np.flatnonzero(self._counts)
-        order = used[np.argsort(self._keys[used], kind="stable")]
+        order = used[np.argsort(self._keys[used])]
         return self._keys[order], self._counts[order], self._registers
 
 
@@ -205,8 +205,8 @@ class Sketcher:
 
 
 def _number_sketch(column: pa.Array, draws_R: Array | None) -> Sketch:
-    values_R = column.to_numpy(zero_copy_only=False).astype(np.float64)
-    present = values_R[~np.isnan(values_R)]
+    values_R = column.to_numpy(zero_copy_only=False)
+    present = values_R[~np.isnan(values_R)].astype(np.float64)
     mean = float(present.mean()) if len(present) else 0.0
     return Sketch(
         rows=len(values_R),
@@ -242,7 +242,9 @@ def stats_of(spec: FieldSpec, sketch: Sketch, texts: dict[int, str]) -> FieldSta
         cardinality += int(sketch.missing > 0)
     else:
         cardinality = distinct(sketch)
-    most = heapq.nsmallest(TOP, zip((-sketch.counts).tolist(), sketch.keys.tolist(), strict=True))
+    least = np.partition(sketch.counts, -TOP)[-TOP] if len(sketch.counts) > TOP else 0
+    often = sketch.counts >= least
+    most = heapq.nsmallest(TOP, zip((-sketch.counts[often]).tolist(), sketch.keys[often].tolist(), strict=True))
     return FieldStats(
         lookups_per_sample=sketch.lookups / rows,
         missing_share=sketch.missing / rows,
@@ -272,9 +274,13 @@ class ValueTexts:
         size = self._DENSE_ROWS if dense else self._SPARSE_ROWS
         sample = np.arange(0, len(keys_V), max(len(keys_V) // size, 1))
         self._seen += len(keys_V)
-        keys, first, counts = np.unique(keys_V[sample], return_index=True, return_counts=True)
+        # As np.unique, whose sort is a stable one, three times as slow.
+        order = np.argsort(keys_V[sample])
+        sorted_keys = keys_V[sample[order]]
+        first = np.flatnonzero(np.append(True, sorted_keys[1:] != sorted_keys[:-1])[: len(order)])
+        keys, counts = sorted_keys[first], np.diff(np.append(first, len(order)))
         most = np.argsort(-counts, kind="stable")[: 256 if dense else 40]
-        texts = as_text(values.take(pa.array(sample[first[most]]))).to_pylist()
+        texts = as_text(values.take(pa.array(sample[order[first[most]]]))).to_pylist()
         for key, count, text in zip(keys[most].tolist(), counts[most].tolist(), texts, strict=True):
             if key != MISSING and text is not None:
                 self._counts[key] = self._counts.get(key, 0) + count

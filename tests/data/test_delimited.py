@@ -37,7 +37,8 @@ def joined(raws: list[Raw]) -> tuple[list[list[str | None]], list[int], list[int
     return records, rows, lines, [bad for raw in raws for bad in raw.bad], sum(raw.read for raw in raws)
 
 
-VALUES = st.text(st.sampled_from('ab",\n é'), max_size=6)
+VALUES = st.text(st.sampled_from('ab",\n é'), max_size=6) | st.text(st.sampled_from('ab"é'), max_size=30)
+MISSING = ["", "a", "ab", "aaaaaaaaaaaaaaaaa", "b"]
 
 
 @given(
@@ -45,9 +46,15 @@ VALUES = st.text(st.sampled_from('ab",\n é'), max_size=6)
     st.sampled_from(["\n", "\r\n"]),
     st.booleans(),
     st.integers(1, 40),
+    st.lists(st.sampled_from(MISSING), unique=True),
 )
 def test_records_are_those_of_pythons_reader(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]], end: str, closed: bool, size: int
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[tuple[str, str, str]],
+    end: str,
+    closed: bool,
+    size: int,
+    missing: list[str],
 ) -> None:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator=end).writerows(rows)
@@ -55,14 +62,15 @@ def test_records_are_those_of_pythons_reader(
     path = tmp_path_factory.mktemp("csv") / "log.csv"
     path.write_bytes(data.encode())
     reader = csv.reader(io.StringIO(data, newline=""))
-    expected, lines, before = [], [], 0
+    expected: list[list[str | None]] = []
+    lines, before = [], 0
     for row in reader:
-        expected.append(row)
+        expected.append([None if text in missing else text for text in row])
         lines.append(before + 1)
         before = reader.line_num
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK_BYTES", size)
-        records, numbers, found, bad, count = joined(read(path))
+        records, numbers, found, bad, count = joined(read(path, missing=missing))
     assert records == expected
     assert numbers == list(range(len(expected)))
     assert (bad, count) == ([], len(expected))
@@ -112,6 +120,19 @@ def test_only_chosen_columns_are_read_and_judged(file: Path) -> None:
     raws = read(file, True, choose=lambda names: ["c", "a"])
     assert joined(raws)[0] == [["3", "1"]]
     assert raws[0].bad == ()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1 << 20])
+def test_line_ends_are_one_whatever_they_are_made_of(
+    file: Path, monkeypatch: pytest.MonkeyPatch, end: str, size: int
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", size)
+    file.write_text(end.join(["1,2", "", '"3\n4",5', "6", "", "", "7,8"]), newline="")
+    records, rows, lines, bad, _ = joined(read(file))
+    assert records == [["1", "2"], ["3\n4", "5"], ["7", "8"]]
+    assert rows == [0, 1, 3]
+    assert (lines, bad) == ([1, 3, 8], [(5, "1 columns instead of 2")])
 
 
 def test_quotes_are_letters_where_quoting_is_off(file: Path) -> None:

@@ -186,6 +186,23 @@ def test_days_in_the_path_become_parts(tmp_path: Path, make: Make) -> None:
     assert [len(chance.splits[name]) for name in ("train", "valid", "test")] == [4, 4, 4]
 
 
+def test_a_field_that_one_day_does_not_have(tmp_path: Path, make: Make) -> None:
+    """Values that are all missing are values; a column that is not there is a mistake, told with its file."""
+    config = make({"by": "day"}, path="logs/{day}.csv", time="t")
+    for day in range(1, 5):
+        write_log(tmp_path / f"logs/2026-01-0{day}.csv", 60)
+    second = tmp_path / "logs/2026-01-02.csv"
+    second.write_text("user,price,tags,label,t\n" + "".join(f",,,{i % 2},{NOON + i}\n" for i in range(60)))
+    dataset = load(ingest(config))
+    assert dataset.rows("train") == 120
+    assert {name: stats.missing_share for name, stats in dataset.stats.items()} == dict.fromkeys(
+        ("user", "price", "tags"), 0.5
+    )
+    second.write_text("user,price,label,t\n" + "".join(f"u{i},{i},{i % 2},{NOON + i}\n" for i in range(60)))
+    with pytest.raises(DataError, match=r"2026-01-02\.csv: no column 'tags' \(field tags\); it has user, price"):
+        ingest(config)
+
+
 def test_days_of_event_time_become_parts(tmp_path: Path, make: Make) -> None:
     write_log(tmp_path / "a.csv", 60, step=3600)
     write_log(tmp_path / "b.csv", 60, first=60, step=3600)

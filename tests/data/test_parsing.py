@@ -48,6 +48,17 @@ def test_text_and_typed_numbers_agree(values: list[float]) -> None:
     )
 
 
+@given(st.lists(st.none() | st.from_regex(r"-?([0-9]{1,18}\.?|[0-9]{0,9}\.[0-9]{1,12})", fullmatch=True)), st.data())
+def test_decimals_are_the_nearest_floats(texts: list[str | None], data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(texts)))
+    array = pa.array(["x" if text is None else text for text in texts] + [None], pa.string())
+    found, bad = to_numbers(array[start:])
+    assert bad.tolist() == [text is None for text in texts[start:]] + [False]
+    expected = [float("nan") if text is None else float(text) for text in [*texts[start:], None]]
+    assert np.array_equal(found, expected, equal_nan=True)
+    assert np.signbit(found[~np.isnan(found)]).tolist() == [text.startswith("-") for text in texts[start:] if text]
+
+
 def test_typed_numbers() -> None:
     assert numbers([1, None]) == ([1, None], [False, False])
     assert numbers([True, False]) == ([1, 0], [False, False])
