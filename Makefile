@@ -1,4 +1,4 @@
-# make install | run | test | check | docs | lock | clean
+# make install | run | test | check | bench | docs | lock | clean
 #
 # PYTHON       the interpreter that .venv is made of: 3.11 or 3.12
 # TORCH_INDEX  index of torch's build, e.g. https://download.pytorch.org/whl/cpu (about 200 MB);
@@ -14,7 +14,7 @@ VENV := .venv
 STAMP := $(VENV)/installed
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help install run test check docs lock clean
+.PHONY: help install run test check bench docs lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -40,6 +40,11 @@ check: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+# DES beside TorchRec, a parameter server and DDP: five minutes; ARGS=--sweep or --marks for more.
+bench: install
+	$(PIP) install --quiet --no-deps -r benchmarks/requirements.txt
+	$(VENV)/bin/python benchmarks/peers.py $(or $(ARGS),--quick)
 
 docs: install
 	$(VENV)/bin/python docs/config.py > docs/config.md
