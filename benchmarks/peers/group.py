@@ -85,6 +85,8 @@ class Group:
                 process.kill()
         for process in self._processes:
             process.communicate()
+        for file in self._complaints:
+            file.close()
         self._processes = []
 
     def _answers(self) -> list[Any]:
