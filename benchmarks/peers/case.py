@@ -24,9 +24,9 @@ CROSS_LAYERS = 3
 
 MODELS = ("lr", "fm", "wide_deep", "deepfm", "dcn", "dlrm")
 
-ROWS_RATE, DENSE_RATE, EPS = 0.02, 0.002, 1e-6
-"""Adagrad's first step is the gradient's sign. With a smaller eps, gradients that all but cancel, of which there are
-many among so many weights, would step by their rounding errors."""
+ROWS_RATE, DENSE_RATE, EPS = 0.002, 0.0002, 1e-6
+"""Small steps, and an eps: Adagrad's first step is the gradient's sign, so gradients that all but cancel, of which
+there are many among so many weights, would else step by their rounding errors."""
 SEED = 7
 
 

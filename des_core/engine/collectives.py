@@ -26,6 +26,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
+PIECE_BYTES = 1 << 19
+"""A message on the way is cut into pieces of this size."""
 LINK_NUMBERS = 1 << 18
 """Sent to each worker to measure bandwidth."""
 BEAT_S = 1.0
@@ -105,17 +107,15 @@ class Collectives:
         sizes = [sum(lines.values()) for lines in send]
         received = sent.new_empty(sum(receive))
         start = time.perf_counter()
-        # Bytes, because not every backend carries every type; a backend's threads are no use to one worker.
+        # Bytes, because not every backend carries every type.
         width = sent.element_size()
-        if self.workers == 1:
-            received.copy_(sent)
+        to = [size * width for size in sizes]
+        come = [size * width for size in receive]
+        flat, here = sent.contiguous().view(torch.uint8), received.view(torch.uint8)
+        if self.device.type == "cuda":
+            dist.all_to_all_single(here, flat, come, to)
         else:
-            dist.all_to_all_single(
-                received.view(torch.uint8),
-                sent.contiguous().view(torch.uint8),
-                [size * width for size in receive],
-                [size * width for size in sizes],
-            )
+            self._swap(list(flat.split(to)), list(here.split(come)))
         seconds = time.perf_counter() - start
         self.spent_s += seconds
         counted: dict[str, float] = defaultdict(float)
@@ -124,6 +124,19 @@ class Collectives:
                 counted[line] += count * sent.element_size() if worker != self.rank else 0
         self.ledger.book(counted, seconds, way)
         return received
+
+    def _swap(self, to: list[Tensor], come: list[Tensor]) -> None:
+        """Bytes for each worker out, bytes of each worker in, in pieces that are all under way at once.
+
+        Over a slow link gloo's own all-to-all sends large messages one way after the other; pieces go both ways.
+        """
+        come[self.rank].copy_(to[self.rank])
+        waiting = []
+        for peer in (worker for worker in range(self.workers) if worker != self.rank):
+            waiting += [dist.irecv(piece, peer) for piece in come[peer].split(PIECE_BYTES) if len(piece)]
+            waiting += [dist.isend(piece, peer) for piece in to[peer].split(PIECE_BYTES) if len(piece)]
+        for work in waiting:
+            work.wait()
 
     def all_reduce(self, parts: dict[str, Tensor], way: str = "forward") -> dict[str, Tensor]:
         """The sum over workers of every tensor, by ledger line, in one collective; the same bits everywhere."""
