@@ -135,7 +135,7 @@ class Collectives:
         for peer in (worker for worker in range(self.workers) if worker != self.rank):
             waiting += [dist.irecv(piece, peer) for piece in come[peer].split(PIECE_BYTES) if len(piece)]
             waiting += [dist.isend(piece, peer) for piece in to[peer].split(PIECE_BYTES) if len(piece)]
-        for work in waiting:
+        for work in filter(None, waiting):
             work.wait()
 
     def all_reduce(self, parts: dict[str, Tensor], way: str = "forward") -> dict[str, Tensor]:
