@@ -70,8 +70,8 @@ def _speed_by_link(results: Sequence[Any]) -> Any:
         for system, points in lines.items():
             _line(axis, system, sorted(points), [points[at] for at in sorted(points)])
         axis.set(yscale="log", title=name, ylabel="samples/s")
-        axis.set_xticks(range(len(links)), [link.replace("bit", "bit/s") for link in links])
-    axes[0].legend(frameon=False, fontsize=8)
+        axis.set_xticks(range(len(links)), [_shown(link) for link in links])
+    _legend(figure, axes[0])
     return figure
 
 
@@ -93,7 +93,7 @@ def _bytes_by_workers(results: Sequence[Any]) -> Any:
         axis.set(xscale="log", yscale="log", title=name, xlabel="workers", ylabel="MB per worker and step")
         axis.set_xticks(WORKERS, [str(size) for size in WORKERS])
         axis.minorticks_off()
-    axes[0].legend(frameon=False, fontsize=8, title="lines computed, marks counted")
+    _legend(figure, axes[0], "lines computed, marks counted")
     return figure
 
 
@@ -138,6 +138,17 @@ def _line(axis: Axes, system: str, places: Sequence[float], heights: Sequence[fl
     dashed = "-" if SYSTEMS[system].synchronous else ":"
     label = SYSTEMS[system].says + ("" if SYSTEMS[system].synchronous else " (not equivalent)")
     axis.plot(places, heights, MARKS[system] + dashed, color=COLOURS[system], label=label, ms=5, lw=1.5)
+
+
+def _legend(figure: Any, axis: Axes, title: str = "") -> None:
+    """Below all panels, where it hides nothing."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8, title=title or None)
+
+
+def _shown(link: str) -> str:
+    """A link's rate as people write it."""
+    return link.replace("gbit", " Gb/s").replace("mbit", " Mb/s")
 
 
 def _panels(count: int) -> tuple[Any, list[Axes]]:
