@@ -56,7 +56,8 @@ def launch(role: Role, run: Run, resume: bool = False, profile: bool = False, mo
         error_file = Path(scratch) / "error.json"
         inputs = Path(scratch) / "inputs.json"
         # Not the run's own inputs.json: that names the place where the run began, and folders are moved.
-        inputs.write_text(json.dumps({"config": run.config.model_dump(mode="json")}))
+        day = None if run.day is None else run.day.model_dump(mode="json")
+        inputs.write_text(json.dumps({"config": run.config.model_dump(mode="json"), "day": day}))
         command = _command(module or MODULES[role], run, inputs, [*["--resume"] * resume, *["--profile"] * profile])
         environment = worker_environment(run.config.train.workers) | {"DES_ERROR_FILE": str(error_file)}
         step = 0

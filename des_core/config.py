@@ -78,6 +78,9 @@ class SourceConfig(Section):
     label: str = Field("label", description="Column with the label.")
     positive: str = Field("", description='Makes a 0/1 label by comparison, e.g. ">= 4"; empty: it is 0 or 1 already.')
     task: Literal["click", "rating"] = Field("click", description="Click: log loss; rating: squared error.")
+    ready: str = Field(
+        "", description='Marker of a day whose logs are complete, e.g. "logs/{day}/_SUCCESS"; empty: logs are enough.'
+    )
     time: str = Field("", description="Column with the event's time: unix seconds or ISO 8601.")
     group: str = Field("", description="Column of the groups of GAUC, usually the user.")
     join: tuple[JoinConfig, ...] = Field((), description="Side tables joined to the log.")
@@ -374,6 +377,52 @@ class GateConfig(Section):
     max_rmse_rise: float = Field(0.01, ge=0, description="Most RMSE above the champion on the same rows (rating).")
 
 
+class EvalConfig(Section):
+    """What judges a day's candidate."""
+
+    tail: float = Field(
+        0.1, gt=0, lt=1, description="Last share of a day, by event time, that is kept from training and judged on."
+    )
+
+
+class RecurringConfig(Section):
+    """How a day's run goes on from the days before it."""
+
+    epochs: int = Field(1, ge=1, description="Passes over the new rows.")
+    wait_hours: NonNegative = Field(0.0, description="How long a run waits for its day's logs.")
+    on_missing: Literal["skip", "fail"] = Field(
+        "skip", description="A day whose logs did not come: absent, or an error."
+    )
+    max_days: int = Field(30, ge=1, description="Days back from the run's own that it ingests and trains on at most.")
+    allowed_lateness: NonNegative = Field(
+        24.0, description="Hours that a row's time may lie before its day or after it; others are quarantined."
+    )
+
+
+class ClusterConfig(Section):
+    """Where workers run."""
+
+    backend: Literal["local", "pytorchjob"] = Field("local", description="Local processes, or a PyTorchJob.")
+    image: str = Field("", description="Image of steps and workers; empty: the environment's DES_IMAGE.")
+    nodes: int = Field(1, ge=1, description="Pods of the job.")
+    nproc_per_node: int = Field(1, ge=1, description="Workers in each pod.")
+    cpu: str = Field("1", description="CPUs of each pod, as Kubernetes writes them.")
+    memory: str = Field("4Gi", description="Memory of each pod, as Kubernetes writes it.")
+    gpus: int = Field(0, ge=0, description="GPUs (nvidia.com/gpu) of each pod.")
+    queue: str = Field("", description="Kueue's local queue; empty: none.")
+    queue_timeout_s: Positive = Field(3600.0, description="Seconds a job may wait in its queue.")
+    deadline_s: Positive = Field(86_400.0, description="Seconds a job may run.")
+    elastic: bool = Field(False, description="Pods may leave and join; training goes on from the last checkpoint.")
+
+
+class NotifyConfig(Section):
+    """Who is told of a run's end."""
+
+    webhook: str = Field(
+        "", description="Address that a JSON of the outcome is posted to; empty: DES_WEBHOOK, or none."
+    )
+
+
 class Config(Section):
     """A run, whole and checked."""
 
@@ -388,6 +437,10 @@ class Config(Section):
     storage: StorageConfig = StorageConfig()
     registry: RegistryConfig = RegistryConfig()
     gate: GateConfig = GateConfig()
+    eval: EvalConfig = EvalConfig()
+    recurring: RecurringConfig = RecurringConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    notify: NotifyConfig = NotifyConfig()
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Config:
@@ -410,12 +463,17 @@ class Config(Section):
             raise ValueError(
                 f"train.lanes = {self.train.lanes} must be at least train.workers = {self.train.workers}; raise it"
             )
+        places = self.cluster.nodes * self.cluster.nproc_per_node
+        if self.cluster.backend == "pytorchjob" and places != self.train.workers:
+            raise ValueError(
+                f"cluster.nodes * cluster.nproc_per_node = {places} must be train.workers = {self.train.workers}"
+            )
         return self
 
     @property
     def digest(self) -> str:
         """sha256 of what decides the result: not where it is stored or registered."""
-        content = self.model_dump(mode="json", exclude={"storage", "registry"})
+        content = self.model_dump(mode="json", exclude={"storage", "registry", "cluster", "notify"})
         content["run"].pop("dir")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -431,6 +489,8 @@ class Config(Section):
     def features_digest(self) -> str:
         """sha256 of what decides the feature store, given the raw logs."""
         content = self.model_dump(mode="json", include={"source", "split", "fields"})
+        content["source"].pop("ready")
+        content["allowed_lateness"] = self.recurring.allowed_lateness
         content["seed"] = self.run.seed
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

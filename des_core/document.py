@@ -26,6 +26,7 @@ PATHS = {
     ("source", "train"),
     ("source", "valid"),
     ("source", "test"),
+    ("source", "ready"),
     ("source", "join", "path"),
     ("run", "dir"),
     ("storage", "root"),

@@ -1,11 +1,13 @@
 """One run: its inputs, pinned once, and where its results lie.
 
-``run_key`` = sha256 of the run's name, its config's digest and its data manifest's digest, so the same
-config and data are the same run, and every step of it may be repeated after any crash::
+``run_key`` = sha256 of the run's name, its config's digest, its data manifest's digest and, for a day of a recurring
+run, the champion that it goes on from: the same inputs are the same run, and every step of it may be repeated after
+any crash::
 
-    ROOT/features/manifest.json              the data
+    ROOT/features/manifest.json              the data (of a day's run: features/window-DIGEST.json)
     ROOT/checkpoints/KEY/                    the weights while they train
     ROOT/runs/KEY/inputs.json                what was pinned
+    ROOT/runs/KEY/{new_rows.json,new_rows.parquet}   a day's new rows, scored by the champion before training
     ROOT/runs/KEY/training.json              what training measured
     ROOT/runs/KEY/{report.json,report.html,predictions.parquet}
     ROOT/runs/KEY/{champion.json,champion.parquet}   the champion on the same rows
@@ -21,11 +23,30 @@ from dataclasses import dataclass
 
 from des_core import storage
 from des_core.config import Config
-from des_core.contracts import Dataset, Reference
+from des_core.contracts import Dataset, Record, Reference
 from des_core.errors import UserError
 
 PAGES = ("report.json", "report.html", "predictions.parquet")
 """Files of the latest run that are copied to the root, where people look."""
+
+
+class Day(Record):
+    """What a day of a recurring run was pinned to, beside its config and data."""
+
+    as_of: str
+    """The day, like 2026-01-31."""
+    days: dict[str, str]
+    """Days of the window, each with the sha256 of its part's manifest."""
+    left_out: tuple[str, ...] = ()
+    """Earlier days that no model of this line has trained on: absent or in quarantine."""
+    cut: int
+    """Event time in microseconds since 1970 UTC: the day's rows from it on are the tail, which only judges."""
+    champion: str = ""
+    """Version of the champion that training goes on from, or empty."""
+    checkpoint: str = ""
+    """Reference of the champion's checkpoint, its path relative to storage.root."""
+    trained_through: int = 0
+    """The champion's cut; 0 without one."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +56,8 @@ class Run:
     config: Config
     dataset: Reference
     key: str
+    day: Day | None = None
+    """None: a run over whole logs."""
 
     @property
     def trajectory(self) -> str:
@@ -78,7 +101,7 @@ def features_uri(config: Config) -> str:
     return storage.join(config.storage.root, "features", "manifest.json")
 
 
-def pin(config: Config, dataset: Reference | None = None) -> Run:
+def pin(config: Config, dataset: Reference | None = None, day: Day | None = None) -> Run:
     """The run of a config and a data manifest (the one in its feature store by default).
 
     Raises:
@@ -92,7 +115,9 @@ def pin(config: Config, dataset: Reference | None = None) -> Run:
     if Dataset.load(dataset).spec != config.features_digest:
         raise UserError(f"{dataset.uri} was made with other source, split or fields; run des ingest again")
     text = f"{config.run.name}\n{config.digest}\n{dataset.sha256}"
-    run = Run(config, dataset, hashlib.sha256(text.encode()).hexdigest())
+    if day is not None:
+        text += f"\n{day.as_of}\n{day.champion}\n{day.checkpoint.rpartition('#')[2]}"
+    run = Run(config, dataset, hashlib.sha256(text.encode()).hexdigest(), day)
     inputs = run.path("inputs.json")
     if not storage.exists(inputs):
         storage.write_json(
@@ -103,6 +128,7 @@ def pin(config: Config, dataset: Reference | None = None) -> Run:
                 "config_digest": config.digest,
                 "dataset": str(dataset),
                 "config": config.model_dump(mode="json"),
+                "day": None if day is None else day.model_dump(mode="json"),
             },
         )
     return run

@@ -44,7 +44,7 @@ from des_core.engine.profile import Profile
 from des_core.engine.routes import Routes, routes
 from des_core.engine.table import Table, Touch
 from des_core.errors import ConfigError, DesError, UserError
-from des_core.run import Run, pin
+from des_core.run import Day, Run, pin
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -417,7 +417,8 @@ def main(role: Callable[[Run, Collectives, bool, bool], None]) -> None:
     try:
         inputs = storage.read_json(arguments.config)
         config = parse_config(json.dumps(inputs["config"]), arguments.config)
-        run = pin(config, Reference.parse(arguments.dataset))
+        day = inputs.get("day")
+        run = pin(config, Reference.parse(arguments.dataset), Day.model_validate(day) if day else None)
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         with heartbeat(partial(_lost, rank)):
             peers = Collectives(device_of(config))
