@@ -186,6 +186,25 @@ def predict(
 
 
 @app.command()
+def lineage(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME/VERSION or models:/NAME@ALIAS.")],
+    config: Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE", help="Names the registry.")] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Versions that led to a model, the newest first: their days, data, code and verdicts."""
+    from des_core.release import prediction, registry
+    from pipelines import summary
+
+    if set_ and config is None:
+        raise UserError("--set changes a config: give one with -c FILE")
+    uri = prediction.tracking_uri(model, None if config is None else _load(config, set_))
+    links = registry.chain(model, uri)
+    summary.show_chain(links)
+    _answer(as_json, {"model": model, "chain": [link.model_dump(mode="json") for link in links]})
+
+
+@app.command()
 def plan(
     config: ConfigFile,
     workers: Annotated[int | None, typer.Option(min=1, help="Default: train.workers.")] = None,
