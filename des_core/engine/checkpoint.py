@@ -19,12 +19,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from des_core import storage
 from des_core.contracts import Record, Reference
 from des_core.data.batches import BUCKET_BITS
+from des_core.engine.optimizer import DenseRule
 from des_core.engine.table import Table
 from des_core.errors import CheckpointError, StorageError
 
@@ -78,7 +78,7 @@ def save(
     peers: Any,
     table: Table,
     model: nn.Module,
-    dense: torch.optim.Optimizer,
+    dense: DenseRule,
     head: dict[str, Any],
 ) -> str:
     """Write a checkpoint with all workers and return its manifest's address.
@@ -195,16 +195,14 @@ def load_rows(
             restore(*(array[mine] for array in arrays))
 
 
-def load_dense(
-    reference: Reference, manifest: Manifest, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
-) -> None:
+def load_dense(reference: Reference, manifest: Manifest, model: nn.Module, optimizer: DenseRule | None = None) -> None:
     """Fill the dense weights, batch norm's statistics and, if given, their optimizer."""
     name = "dense.safetensors"
     folder = reference.uri.rpartition("/")[0]
     load_dense_bytes(storage.read_bytes(storage.join(folder, name), manifest.files[name]), model, optimizer)
 
 
-def load_dense_bytes(data: bytes, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+def load_dense_bytes(data: bytes, model: nn.Module, optimizer: DenseRule | None = None) -> None:
     """``load_dense`` from the bytes of dense.safetensors."""
     tensors = safetensors.torch.load(data)
     model.load_state_dict({k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")})
@@ -215,15 +213,14 @@ def load_dense_bytes(data: bytes, model: nn.Module, optimizer: torch.optim.Optim
         if key.startswith("optimizer."):
             _, number, slot = key.split(".")
             state.setdefault(int(number), {})[slot] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.restore(state)
 
 
-def dense_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> bytes:
+def dense_bytes(model: nn.Module, optimizer: DenseRule | None = None) -> bytes:
     """dense.safetensors: dense weights, batch norm's statistics and, if given, the optimizer's state."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    state = optimizer.state_dict()["state"] if optimizer else {}
-    for number, slots in state.items():
-        tensors |= {f"optimizer.{number}.{slot}": t for slot, t in slots.items() if t is not None}
+    for number, slots in (optimizer.state if optimizer else {}).items():
+        tensors |= {f"optimizer.{number}.{name}": slot for name, slot in slots.items()}
     data: bytes = safetensors.torch.save(
         {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     )

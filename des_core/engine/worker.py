@@ -38,7 +38,7 @@ from des_core.engine.collectives import Collectives, heartbeat
 from des_core.engine.dense import Home
 from des_core.engine.exchange import Exchange
 from des_core.engine.operators import Shard
-from des_core.engine.optimizer import Decay, apply, dense_optimizer, state_width
+from des_core.engine.optimizer import Decay, DenseRule, apply, state_width
 from des_core.engine.plan import Link, Traffic, combinations, home_edges, layout, link_of
 from des_core.engine.profile import Profile
 from des_core.engine.routes import Routes, routes
@@ -99,7 +99,7 @@ class Worker:
         self.model, self._base = base.model, base
         self.dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         self.model.to(peers.device, self.dtype)
-        self.dense = dense_optimizer(config.optimizer.dense, self.model.parameters())
+        self.dense = DenseRule(config.optimizer.dense, self.model.parameters())
         width = self.model.row_width
         zeros = state_width(config.optimizer.rows.name, width)
         self.table = Table(width, zeros, config.run.seed, config.model.init, config.table, peers.device, self.dtype)
@@ -232,15 +232,13 @@ class Worker:
             loss_b = self._losses(self.model(totals, home), ready.batch, home)
             loss = loss_b.sum() / home.samples / (self.peers.workers if self.plan.replicated else 1)
         with profile.phase("backward"):
-            self.dense.zero_grad(set_to_none=False)
+            self.dense.zero_gradients()
             loss.backward()
             mean = self._sum_dense_gradients(loss.detach())
         if not math.isfinite(mean):
             self._refuse(mean, loss_b.detach(), ready, home)
         with profile.phase("update"), torch.no_grad():
-            for group in self.dense.param_groups:
-                group["lr"] = settings.dense.learning_rate * rate_scale
-            self.dense.step()
+            self.dense.step(settings.dense.learning_rate * rate_scale)
             self._update_rows(rows_UK, slots_U, ready.touch.slots_U, ready.step, rate)
         if ready.routes is not None:
             self._sent += [
