@@ -227,8 +227,8 @@ def register(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False
 @app.command()
 def predict(
     model: Annotated[str, typer.Option("--model", metavar="URI", help="models:/NAME@champion or models:/NAME/3.")],
-    input_: Annotated[Path, typer.Option("--input", metavar="FILE", help="Raw records, in the logs' format.")],
-    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="CSV of sample,probability to write.")],
+    input_: Annotated[str, typer.Option("--input", metavar="FILE", help="Raw records, in the logs' format.")],
+    output: Annotated[str, typer.Option("--output", metavar="FILE", help="CSV of sample,probability to write.")],
     config: Annotated[
         Path | None, typer.Option("-c", "--config", metavar="FILE", help="TOML with the registry and the source.")
     ] = None,
@@ -244,12 +244,12 @@ def predict(
     uri = prediction.tracking_uri(model, loaded)
     with tempfile.TemporaryDirectory(prefix="des-model-") as folder:
         found = registry.fetch(model, uri, folder)
-        scored = prediction.predict(found.folder, str(input_), str(output), loaded)
+        scored = prediction.predict(found.folder, input_, output, loaded)
     _line("predict", f"{scored.rows:,} rows scored by {found.name} version {found.version}")
     if scored.bad:
         _line("left out", f"{scored.bad:,} bad rows, the first at {scored.first_reason}")
-    _line("scores", str(output))
-    numbers = {"rows": scored.rows, "bad_rows": scored.bad, "output": str(output)}
+    _line("scores", output)
+    numbers = {"rows": scored.rows, "bad_rows": scored.bad, "output": output}
     _answer(as_json, {"model": found.name, "version": int(found.version), **numbers})
 
 
