@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import traceback
@@ -251,6 +252,34 @@ def predict(
     _line("scores", output)
     numbers = {"rows": scored.rows, "bad_rows": scored.bad, "output": output}
     _answer(as_json, {"model": found.name, "version": int(found.version), **numbers})
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option("--model", metavar="URI", help="models:/NAME@champion or models:/NAME/VERSION")],
+    config: Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE", help="Names the registry.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any.")] = 8080,
+    poll_s: Annotated[float, typer.Option(min=0.05, help="Seconds between looks at the alias.")] = 10.0,
+    max_body_mb: Annotated[int, typer.Option(min=1, help="Largest request, MiB.")] = 16,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer over HTTP with a registered model, and follow its alias."""
+    from components import _launch
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Requests are what runs side by side, not pieces of one.
+    for name in _launch.THREADS:
+        os.environ.setdefault(name, "1")
+    from des_core.release import prediction, server
+
+    if set_ and config is None:
+        raise UserError("--set changes a config: give one with -c FILE")
+    uri = prediction.tracking_uri(model, None if config is None else _load(config, set_))
+    replica = server.Replica(model, uri, poll_s)
+    server.serve(replica, host, port, _launch.cpu_quota(), max_body_mb << 20)
+    _answer(as_json, {"model": model, "requests": replica.monitor.requests.total()})
 
 
 @app.command()

@@ -142,16 +142,39 @@ def standing(run: Run) -> Standing:
         return Standing(number, "", ()) if own is None else Standing(number, str(own.version), _aliases(client, own))
 
 
+def parts_of(model_uri: str) -> tuple[str, str, str]:
+    """Name, alias and number of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; one of the latter is empty.
+
+    Raises:
+        RegistryError: it is neither.
+    """
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri)
+    if not match:
+        raise RegistryError(f"{model_uri}: write a model as models:/NAME@ALIAS or models:/NAME/VERSION")
+    return match[1], match[2] or "", match[3] or ""
+
+
+def resolve(model_uri: str, tracking_uri: str) -> str:
+    """Number of the version that a model's address means at present, empty if there is none; nothing is downloaded.
+
+    Raises:
+        RegistryError: MLflow cannot be reached.
+    """
+    name, alias, number = parts_of(model_uri)
+    if not tracking.has_database(tracking_uri):
+        return ""
+    with _client(tracking_uri) as client:
+        version = _aliased(client, name, alias) if alias else _numbered(client, name, number)
+    return "" if version is None else str(version.version)
+
+
 def fetch(model_uri: str, tracking_uri: str, into: str) -> Found:
     """The model of ``models:/NAME@alias`` or ``models:/NAME/VERSION``.
 
     Raises:
         RegistryError: there is none; the message lists what there is.
     """
-    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri)
-    if not match:
-        raise RegistryError(f"{model_uri}: write a model as models:/NAME@ALIAS or models:/NAME/VERSION")
-    name, alias, number = match.groups()
+    name, alias, number = parts_of(model_uri)
     if not tracking.has_database(tracking_uri):
         raise RegistryError(f"{model_uri}: there is no MLflow database at {tracking_uri}; register a model first")
     with _client(tracking_uri) as client:
