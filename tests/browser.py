@@ -57,7 +57,9 @@ class Browser:
     def open(self, page: Path, width: int, scheme: str, scripts: bool = True) -> None:
         """Show a page at a width in pixels, in the "light" or "dark" scheme, with or without JavaScript."""
         self.send("Emulation.setScriptExecutionDisabled", value=not scripts)
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600)
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600
+        )
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.events.clear()
         self.send("Page.navigate", url=page.as_uri())

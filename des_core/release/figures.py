@@ -95,6 +95,16 @@ class Canvas:
         self._parts.append(f'<line class="{style}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         self._text(x + (4 if side == "start" else -4), TOP + 8, text, side)
 
+    def interval(self, y: float, value: float, low: float, high: float, name: str, text: str) -> None:
+        """A value on its interval along x, at a height on the page; its name and text above."""
+        left, middle, right = (self.at((place, 0.0))[0] for place in (low, value, high))
+        self._parts.append(
+            f'<text class="note" x="{LEFT - 30}" y="{y - 13:.1f}">{escape(name)}</text>'
+            f'<text class="note" x="{WIDTH - RIGHT}" y="{y - 13:.1f}" text-anchor="end">{escape(text)}</text>'
+            f'<polyline class="one" points="{left:.1f},{y:.1f} {right:.1f},{y:.1f}"/>'
+            f'<circle class="one-dot" cx="{middle:.1f}" cy="{y:.1f}" r="5"/>'
+        )
+
     def svg(self) -> str:
         """The whole figure."""
         inside = "".join(self._parts)
@@ -102,7 +112,7 @@ class Canvas:
 
     def _draw_axes(self) -> None:
         bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-        for tick in self.y.ticks(5):
+        for tick in self.y.ticks(5) if self.y.low < self.y.high else ():
             y = self.at((self.x.low, tick))[1]
             self._parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
             self._text(LEFT - 6, y + 3.5, self.y.write(tick), "end")
@@ -190,25 +200,29 @@ def day_curve(days: Sequence[tuple[str, float]], name: str) -> str:
     canvas.line(points, "one")
     for (_, value), point in zip(days, points, strict=True):
         canvas.dot(point, "one-dot", f"{day(point[0])}: {name} {value:.4f}")
-    canvas.note(points[-1], f"{points[-1][1]:.4f}", 10)
+    falls = len(points) > 1 and points[-1][1] < points[-2][1]
+    canvas.note(points[-1], f"{points[-1][1]:.4f}", -18 if falls else 10)
     return canvas.svg()
 
 
 def differences(lines: Sequence[tuple[str, float, float, float]], bound: float | None, name: str) -> str:
     """Intervals of differences to other versions ``(name, difference, low, high)``, with zero and the bound."""
     marks = [0.0, *(value for line in lines for value in line[1:])] + ([] if bound is None else [bound])
-    across = axis(marks, f"difference of {name}", lambda value: f"{value:+g}" if value else "0", 0.12)
-    spoken = "; ".join(f"{other}: {value:+.4f}, {low:+.4f} to {high:+.4f}" for other, value, low, high in lines)
-    canvas = Canvas(across, Axis(0.0, float(len(lines)), "", lambda _: ""), f"difference of {name} to {spoken}")
+    across = axis(marks, f"difference of {name}", lambda value: _signed(value, "+g"), 0.12)
+    spoken = "; ".join(f"{other} {value:+.4f}, {low:+.4f} to {high:+.4f}" for other, value, low, high in lines)
+    canvas = Canvas(across, Axis(0.0, 0.0, "", lambda _: ""), f"difference of {name}: {spoken}")
     canvas.upright(0.0, "base", "same", "start")
     if bound is not None:
         canvas.upright(bound, "limit", "bound", "start" if bound > 0 else "end")
+    height = (HEIGHT - BOTTOM - TOP - 20) / len(lines)
     for number, (other, value, low, high) in enumerate(lines):
-        y = len(lines) - number - 0.62
-        canvas.line([(low, y), (high, y)], "one")
-        canvas.dot((value, y), "one-dot", f"{value:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}", 5)
-        canvas.note((value, y), f"{value:+.4f} to {other}".replace("-", "\u2212"), 12)
+        y = TOP + 20 + height * (number + 0.65)
+        canvas.interval(y, value, low, high, f"beside {other}", _signed(value, "+.4f"))
     return canvas.svg()
+
+
+def _signed(value: float, form: str) -> str:
+    return format(value, form).replace("-", "\u2212") if abs(value) > 1e-12 else "0"
 
 
 def difference_bar(difference: float | None, low: float | None, reach: float) -> str:

@@ -15,6 +15,7 @@ from des_core.release.markup import (
     bar,
     count,
     cut,
+    figure,
     interval,
     lead,
     markup,
@@ -109,7 +110,7 @@ def metrics(report: Document, verdict: Document | None, rows_name: str) -> Html:
         if judged.get(prefix) and any(name.startswith(f"{prefix}_") for name in values)
     ]
     for prefix, version in others:
-        columns += [(f"{prefix}, version {version}", "number"), ("difference", "number")]
+        columns += [(f"{prefix} {version}", "number"), ("difference", "number")]
     if valid.get("samples"):
         columns.append(("valid", "number"))
     columns.append(("meaning", "about"))
@@ -156,7 +157,7 @@ def differences(verdict: Document | None, key: str, bound: float | None) -> Html
     for prefix in ("champion", "reference"):
         _, difference, ends = _compared(prefix, key, values, intervals)
         if difference is not None and ends:
-            lines.append((f"{prefix}, version {(verdict or {}).get(prefix)}", difference, *ends))
+            lines.append((f"{prefix} {(verdict or {}).get(prefix)}", difference, *ends))
     return Html(figures.differences(lines, bound, key.upper()) if lines else "")
 
 
@@ -177,7 +178,7 @@ def checks(verdict: Document | None) -> Html:
     broken = sum(not line["kept"] for line in lines)
     told = f"{count(len(lines), 'bound')}, " + (f"{broken:,} broken." if broken else "all kept.")
     columns = [("check", "words"), ("", ""), ("value", "number"), ("bound", "number")]
-    return section("Checks", lead(told), table("Checks", columns, rows))
+    return section("Checks", lead(told), table("Checks", columns, rows, narrow=True))
 
 
 def slices(verdict: Document | None) -> Html:
@@ -229,7 +230,7 @@ def drift(verdict: Document | None, new_rows: Document | None) -> Html:
                 cut(str(line["field"])),
                 *([state(line.get("kept", True))] * judged),
                 number(psi),
-                bar((psi or 0.0) / LARGE_SHIFT, style),
+                "" if psi is None else bar(psi / LARGE_SHIFT, style),
                 percent(line.get("new_share")),
                 percent(line.get("missing_share")),
                 percent(line.get("missing_before")),
@@ -257,4 +258,10 @@ def progress(new_rows: Document | None) -> Html:
     if len(days) != 1:
         rows.append(["all", amount(new_rows.get("samples")), *(number(whole.get(key)) for key, _ in kinds)])
     told = f"Version {new_rows.get('version')}, the champion, scored the new rows before anything was trained on them."
-    return section("Progressive validation", lead(told), table("Progressive validation", columns, rows))
+    inside = table("Progressive validation", columns, rows)
+    key, name = kinds[0]
+    points = [(day, line[key]) for day, line in sorted(days.items()) if line.get(key) is not None]
+    if len(points) > 1:
+        drawn = figure(f"The champion's {name}", "on each new day", figures.day_curve(points, name))
+        inside = Html(f'<div class="pair">{drawn}{inside}</div>')
+    return section("Progressive validation", lead(told), inside)

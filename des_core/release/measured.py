@@ -78,7 +78,7 @@ def _predictions(uri: str) -> pa.Table:
     return pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
 
 
-def curves(report: Document, rows_name: str, drawn: Scores | None, first: Html, new_rows: Document | None) -> Html:
+def curves(report: Document, rows_name: str, drawn: Scores | None, first: Html) -> Html:
     """How it learned, how it ranks, how honest its probabilities are, how the table grew.
 
     Args:
@@ -86,13 +86,11 @@ def curves(report: Document, rows_name: str, drawn: Scores | None, first: Html, 
         rows_name: what the rows that judge are called.
         drawn: what is drawn of the scores.
         first: the figure of differences to other versions, or empty.
-        new_rows: new_rows.json, whose days are drawn.
     """
     rating = report.get("task") == "rating"
     key, name = ("rmse", "RMSE") if rating else ("auc", "AUC")
     loss, what = ("mean squared error", "label") if rating else ("mean log loss", "click rate")
     epochs = [epoch for epoch in report.get("epochs") or [] if epoch.get(key) is not None]
-    days = [(day, line[key]) for day, line in sorted(((new_rows or {}).get("days") or {}).items()) if line.get(key)]
     champion = drawn is not None and bool(drawn.champion_roc)
     parts: list[Html] = []
     if first:
@@ -109,9 +107,6 @@ def curves(report: Document, rows_name: str, drawn: Scores | None, first: Html, 
     if drawn:
         lines = figures.score_curves(drawn.clicked, drawn.others, drawn.high)
         parts.append(figure(f"Scores, {rows_name}", "share of clicked and of other samples", lines))
-    if len(days) > 1:
-        title = f"The champion's {name}, new days"
-        parts.append(figure(title, "scored before they were trained on", figures.day_curve(days, name)))
     if report.get("history"):
         lines = figures.loss_curve(report["history"])
         parts.append(figure("Training loss", f"{loss} of the samples since the last point", lines))

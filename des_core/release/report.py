@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from des_core import storage
 from des_core.contracts import Dataset
 from des_core.release import figures, judged, measured, profile
-from des_core.release.markup import Html, count, markup, number, page, section
+from des_core.release.markup import Html, count, number, page, section
 from des_core.run import Day, Run
 
 Document = dict[str, Any]
@@ -69,7 +69,7 @@ def document(found: Found) -> str:
             _day(day, report) if day else "",
             judged.checks(verdict),
             judged.metrics(report, verdict, rows_name),
-            measured.curves(report, rows_name, found.scores, judged.differences(verdict, key, bound), found.new_rows),
+            measured.curves(report, rows_name, found.scores, judged.differences(verdict, key, bound)),
             judged.slices(verdict),
             judged.drift(verdict, found.new_rows),
             judged.progress(found.new_rows),
@@ -116,21 +116,20 @@ def _tiles(report: Document, verdict: Document | None, rows_name: str) -> str:
 def _day(day: Day, report: Document) -> Html:
     """What a day's run went on from, and what it trained on."""
     window = sorted(day.days)
-    facts: list[tuple[str, str | Html]] = [
+    facts: list[tuple[str, str]] = [
         ("as of", day.as_of),
-        ("window", f"{window[0]} to {window[-1]}" if len(window) > 1 else "".join(window) or "no new day"),
+        ("window", f"{window[0]} to {window[-1]} ({count(len(window), 'day')})" if window else "no new day"),
         ("goes on from", f"version {day.champion}" if day.champion else "nothing: there was no champion"),
     ]
-    if len(window) > 1:
-        facts[1] = ("window", f"{facts[1][1]}, {count(len(window), 'day')}")
     if day.trained_through:
         facts.append(("which was trained through", _moment(day.trained_through)))
     facts.append(("trained through, tail from", _moment(day.cut)))
     facts.append(("left out", ", ".join(day.left_out) or "no day"))
+    lines = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts)
     fresh: Sequence[str] = report.get("fresh") or ()
     if fresh:
-        facts.append(("starts fresh", Html("<br>".join(escape(line) for line in fresh))))
-    lines = "".join(f"<div><dt>{escape(name)}</dt><dd>{markup(text)}</dd></div>" for name, text in facts)
+        told = "<br>".join(escape(line) for line in fresh)
+        lines += f'<div class="across"><dt>starts fresh</dt><dd>{told}</dd></div>'
     return section("The day", f'<dl class="facts">{lines}</dl>')
 
 

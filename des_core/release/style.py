@@ -50,6 +50,7 @@ dl, dd, dt { margin: 0; }
   font-variant-numeric: tabular-nums; letter-spacing: -.01em; }
 .facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 225px), 1fr)); gap: 12px 28px;
   padding: 14px 18px 16px; }
+.facts .across { grid-column: 1 / -1; }
 .facts dt { color: var(--soft); font-size: 12.5px; }
 .facts dd { font-size: 14.5px; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 
@@ -76,14 +77,14 @@ svg.small { width: 120px; margin: 3px 0 0; }
   linear-gradient(to left, var(--card) 30%, transparent) right / 44px 100% no-repeat local,
   linear-gradient(to left, var(--shade), transparent) right / 12px 100% no-repeat scroll, var(--card); }
 .panel:focus-visible, pre:focus-visible, summary:focus-visible { outline: 2px solid var(--one); outline-offset: 2px; }
-.narrow { max-width: 480px; } .narrow + .panel { margin-top: 12px; }
+.narrow { max-width: 680px; } .narrow + .panel { margin-top: 12px; }
 .more { margin: 8px 2px 0; color: var(--soft); font-size: 13px; }
 table { width: 100%; border-collapse: collapse; font-size: 14px; }
 th, td { padding: 8px 10px; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule); }
 tr > :first-child { padding-left: 16px; } tr > :last-child { padding-right: 16px; }
 tbody tr:last-child > * { border-bottom: 0; }
 thead th { color: var(--soft); font-weight: 500; font-size: 12.5px; vertical-align: bottom; }
-tbody th { font-weight: 500; }
+tbody th { font-weight: 500; white-space: nowrap; } tbody th.words { white-space: normal; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 thead .number { white-space: normal; }
 .words { min-width: 150px; overflow-wrap: anywhere; } .about { min-width: 190px; overflow-wrap: anywhere; }
@@ -104,7 +105,7 @@ details { margin-top: 36px; } summary { cursor: pointer; color: var(--soft); fon
 pre { overflow-x: auto; }
 footer { margin-top: 28px; color: var(--soft); font-size: 12.5px; overflow-wrap: anywhere; }
 
-@media (max-width: 720px) { .pair { grid-template-columns: minmax(0, 1fr); } }
+@media (max-width: 860px) { .pair { grid-template-columns: minmax(0, 1fr); } }
 @media (max-width: 560px) { main { padding: 14px 12px 40px; } h2 { margin-top: 32px; }
   .verdict { gap: 11px; padding: 14px 14px 14px 10px; border-left-width: 6px; }
   .verdict h2 { margin: 0; font-size: 20px; }
