@@ -24,6 +24,10 @@ from des_core.config import Config
 from des_core.errors import UserError
 
 
+def _uncached(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    return task.set_caching_options(False)
+
+
 @dsl.pipeline(name="des-training", description="Raw logs to a judged and registered click model.")
 def training(config: str, as_of: str = ""):  # type: ignore[no-untyped-def]  # noqa: ANN201  KFP warns of None
     """One run, whole: a day of a recurring one where as_of is a date or "yesterday", else over whole logs."""
@@ -38,10 +42,6 @@ def training(config: str, as_of: str = ""):  # type: ignore[no-untyped-def]  # n
             judged = _uncached(evaluate(training=trained.output, **given))
             verdict = _uncached(gate(report=judged.outputs["Output"], **given))
             _uncached(register(verdict=verdict.outputs["Output"], **given))
-
-
-def _uncached(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    return task.set_caching_options(False)
 
 
 def compile_to(config: Config, output: str) -> None:
