@@ -357,7 +357,7 @@ def _refuse_moved_champion(client: MlflowClient, run: Run, verdict: Verdict) -> 
     if run.day is not None:
         raise RegistryError(
             f"{moved}, the run of {run.day.as_of} was pinned to {run.day.champion or 'none'}; "
-            "run a later day, or move the alias back and run this one again"
+            f"run the day again, to go on from the present one: des run --as-of {run.day.as_of}"
         )
     raise RegistryError(
         f"{moved}, the gate compared {verdict.champion or 'none'}; run des evaluate and des register again"
