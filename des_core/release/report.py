@@ -118,7 +118,7 @@ def _day(day: Day, report: Document) -> Html:
     window = sorted(day.days)
     facts: list[tuple[str, str]] = [
         ("as of", day.as_of),
-        ("window", f"{window[0]} to {window[-1]} ({count(len(window), 'day')})" if window else "no new day"),
+        ("window", f"{window[0]} to {window[-1]}, {len(window):,} days" if window[1:] else "".join(window) or "no day"),
         ("goes on from", f"version {day.champion}" if day.champion else "nothing: there was no champion"),
     ]
     if day.trained_through:

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from des_core import metrics, storage
-from des_core.contracts import Dataset, Part, Segment
+from des_core import storage
 from des_core.run import Day, Run
 from tests.finished import finished_run, predictions_of, write_predictions
 
