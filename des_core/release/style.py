@@ -33,7 +33,7 @@ p.lead { max-width: 84ch; margin: -4px 0 12px; color: var(--soft); font-size: 14
 .verdict h2 { margin: 3px 0 0; font-size: 24px; line-height: 1.35; letter-spacing: -.015em; overflow-wrap: anywhere; }
 .verdict ul, .verdict p { margin: 6px 0 0; padding: 0; list-style: none; color: var(--ink); font-size: 14.5px;
   overflow-wrap: anywhere; }
-.verdict li { padding: 1px 0; } .verdict .fault { font-weight: 600; }
+.verdict li { padding: 1px 0; } .verdict details { margin-top: 4px; } .verdict .fault { font-weight: 600; }
 .accept { --mark: var(--good); --wash: var(--good-wash); }
 .reject { --mark: var(--bad); --wash: var(--bad-wash); }
 .inconclusive, .not_comparable { --mark: var(--doubt); --wash: var(--doubt-wash); }

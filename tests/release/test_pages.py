@@ -111,7 +111,8 @@ def test_dark_is_dark_and_paper_is_white(browser: Browser, pages: Pages) -> None
         browser.open(pages.day, 1200, scheme)
         seen[scheme] = browser.ask("getComputedStyle(document.body).backgroundColor")
     assert seen == {"light": "rgb(245, 246, 248)", "dark": "rgb(14, 17, 22)"}
-    browser.send("Emulation.setEmulatedMedia", media="print")
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.send("Emulation.setEmulatedMedia", media="print", features=dark)
     assert browser.ask("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.ask("getComputedStyle(document.body).color") == "rgb(20, 24, 31)"
     browser.send("Emulation.setEmulatedMedia", media="")
