@@ -486,6 +486,15 @@ class Config(Section):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
+    def weights_form(self) -> dict[str, Any]:
+        """What weights must have been trained with to be gone on from, beside the fields."""
+        return {
+            "model": self.model.model_dump(mode="json", exclude={"init", "dropout"}),
+            "optimizer": {"rows.name": self.optimizer.rows.name, "dense.name": self.optimizer.dense.name},
+            "precision": self.train.precision,
+        }
+
+    @property
     def features_digest(self) -> str:
         """sha256 of what decides the feature store, given the raw logs."""
         content = self.model_dump(mode="json", include={"source", "split", "fields"})

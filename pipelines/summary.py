@@ -8,10 +8,9 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from des_core import log, storage
-from des_core.config import Config
 from des_core.release.gate import Verdict
 from des_core.release.registry import Registered
-from des_core.run import pin
+from des_core.run import Run
 
 
 def step_teller(out: TextIO) -> Callable[[dict[str, str]], None]:
@@ -30,15 +29,17 @@ def step_teller(out: TextIO) -> Callable[[dict[str, str]], None]:
     return tell
 
 
-def of_run(config: Config, unchanged: bool) -> dict[str, Any]:
-    """The latest run's result, read from its files."""
-    run = pin(config)
+def of_run(run: Run, unchanged: bool) -> dict[str, Any]:
+    """A registered run's result, read from its files."""
+    config = run.config
     record = Registered.load(run.reference("version.json"))
     verdict = Verdict.load(run.reference("gate.json"))
     report = storage.read_json(run.path("report.json"))
     keys = ("auc", "logloss", "rmse", "samples")
+    day = {} if run.day is None else {"as_of": run.day.as_of, "days": sorted(run.day.days), "parent": run.day.champion}
     return {
         "name": record.name,
+        **day,
         "version": int(record.version),
         "aliases": list(record.aliases),
         "unchanged": unchanged,
@@ -52,6 +53,20 @@ def of_run(config: Config, unchanged: bool) -> dict[str, Any]:
     }
 
 
+def show_days(results: list[dict[str, Any]]) -> None:
+    """One line per day: what became of it."""
+    for result in results:
+        auc = f"  AUC {result['auc']:.4f}" if "auc" in result else ""
+        version = f"  version {result['version']}" if "version" in result else ""
+        line = f"{result['as_of']}  {result['verdict']:<14}{version}{auc}"
+        if sys.stdout.isatty():
+            print(line)
+        else:
+            facts = {key: result[key] for key in ("as_of", "verdict", "version", "auc") if key in result}
+            print(log.format_event("day", **facts))
+    sys.stdout.flush()
+
+
 def mlflow_ui(tracking_uri: str) -> str:
     """The address of a server's page, or the command that shows a database."""
     if tracking_uri.startswith("http"):
@@ -61,10 +76,14 @@ def mlflow_ui(tracking_uri: str) -> str:
 
 def tell(result: dict[str, Any]) -> None:
     """Print a run's result, where to look last."""
+    if result["verdict"] == "absent":
+        print(log.format_event("absent", as_of=result["as_of"], why="; ".join(result["reasons"])))
+        return
     aliases = ", ".join(result["aliases"]) or "no alias any more"
     version = f"unchanged, version {result['version']}" if result["unchanged"] else f"version {result['version']}"
     metric = ("test AUC", "auc") if "auc" in result else ("test RMSE", "rmse")
     lines = [
+        *([("day", f"{result['as_of']}, from {result['parent'] or 'nothing'}")] if "as_of" in result else []),
         ("model", f"{result['name']} {version} ({aliases})"),
         (metric[0], f"{result[metric[1]]:.4f}" if metric[1] in result else "none"),
         ("verdict", f"{result['verdict']}: {'; '.join(result['reasons'])}"),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import des_core
+from des_core import storage
 from des_core.release.gate import Verdict
 from des_core.run import Run
 
 LONGEST_TAG = 5_000
 """Characters that every MLflow server takes in a tag; a longer config is an artifact only."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def tags(run: Run, verdict: Verdict, report: dict[str, Any]) -> dict[str, str]:
@@ -27,7 +31,36 @@ def tags(run: Run, verdict: Verdict, report: dict[str, Any]) -> dict[str, str]:
         "des.verdict": verdict.verdict,
         "des.reasons": "; ".join(verdict.reasons)[:LONGEST_TAG],
     }
-    return found | {f"des.{name}": f"{value:.6g}" for name, value in numbers(report, "test").items()}
+    if storage.exists(run.path("training.json")):
+        checkpoint = storage.read_json(run.path("training.json"))["checkpoint"]
+        found["des.checkpoint"] = checkpoint.removeprefix(run.config.storage.root.rstrip("/") + "/")
+    if run.day is not None:
+        found |= {
+            "des.trained_through": iso_time(run.day.cut),
+            "des.as_of": run.day.as_of,
+            "des.left_out": ",".join(run.day.left_out),
+            "des.parent_version": run.day.champion,
+        }
+    return {key: value for key, value in found.items() if value} | {
+        f"des.{name}": f"{value:.6g}" for name, value in numbers(report, "test").items()
+    }
+
+
+def iso_time(micros: int) -> str:
+    """Microseconds since 1970 UTC as ISO 8601 in UTC, like 2026-01-31T21:36:00.000000+00:00."""
+    return (EPOCH + timedelta(microseconds=micros)).isoformat(timespec="microseconds")
+
+
+def micros(text: str) -> int:
+    """Microseconds since 1970 UTC of a time that ``iso_time`` wrote.
+
+    Raises:
+        ValueError: it is none.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text!r} names no zone")
+    return (moment - EPOCH) // timedelta(microseconds=1)
 
 
 def numbers(metrics: dict[str, Any], prefix: str) -> dict[str, float]:

@@ -83,6 +83,20 @@ class Standing(NamedTuple):
     """Those that point at the run's own model."""
 
 
+class Parent(NamedTuple):
+    """The champion that a recurring run goes on from, as its version's tags tell it."""
+
+    version: str
+    as_of: str
+    """The day that it was trained up to, like 2026-01-31; empty: on whole logs."""
+    trained_through: int
+    """Its cut, event time in microseconds since 1970 UTC; 0: trained on whole logs, to be compared with and no more."""
+    left_out: tuple[str, ...]
+    """Days before its cut that it has not seen: absent or in quarantine."""
+    checkpoint: str
+    """Reference of its checkpoint, the path relative to storage.root."""
+
+
 def champion(config: Config, into: str) -> Found | None:
     """The champion of the run's name, or None; a remote artifact is downloaded into the folder ``into``."""
     if not tracking.has_database(config.registry.tracking_uri):
@@ -90,6 +104,31 @@ def champion(config: Config, into: str) -> Found | None:
     with _client(config.registry.tracking_uri) as client:
         version = _aliased(client, config.run.name, "champion")
         return None if version is None else _download(client, version, into)
+
+
+def parent(config: Config) -> Parent | None:
+    """The champion of the run's name, from its tags; None without one.
+
+    Raises:
+        RegistryError: its tags are not as we write them.
+    """
+    if not tracking.has_database(config.registry.tracking_uri):
+        return None
+    with _client(config.registry.tracking_uri) as client:
+        version = _aliased(client, config.run.name, "champion")
+    if version is None:
+        return None
+    tags = {key.removeprefix("des."): value for key, value in version.tags.items()}
+    through = tags.get("trained_through", "")
+    try:
+        cut = lineage.micros(through) if through else 0
+    except ValueError:
+        raise RegistryError(
+            f"models:/{version.name}/{version.version}: its tag des.trained_through = {through!r} is not a time; "
+            "correct it, or move @champion to another version"
+        ) from None
+    left_out = tuple(filter(None, tags.get("left_out", "").split(",")))
+    return Parent(str(version.version), tags.get("as_of", ""), cut, left_out, tags.get("checkpoint", ""))
 
 
 def standing(run: Run) -> Standing:
@@ -103,16 +142,39 @@ def standing(run: Run) -> Standing:
         return Standing(number, "", ()) if own is None else Standing(number, str(own.version), _aliases(client, own))
 
 
+def parts_of(model_uri: str) -> tuple[str, str, str]:
+    """Name, alias and number of ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; one of the latter is empty.
+
+    Raises:
+        RegistryError: it is neither.
+    """
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri)
+    if not match:
+        raise RegistryError(f"{model_uri}: write a model as models:/NAME@ALIAS or models:/NAME/VERSION")
+    return match[1], match[2] or "", match[3] or ""
+
+
+def resolve(model_uri: str, tracking_uri: str) -> str:
+    """Number of the version that a model's address means at present, empty if there is none; nothing is downloaded.
+
+    Raises:
+        RegistryError: MLflow cannot be reached.
+    """
+    name, alias, number = parts_of(model_uri)
+    if not tracking.has_database(tracking_uri):
+        return ""
+    with _client(tracking_uri) as client:
+        version = _aliased(client, name, alias) if alias else _numbered(client, name, number)
+    return "" if version is None else str(version.version)
+
+
 def fetch(model_uri: str, tracking_uri: str, into: str) -> Found:
     """The model of ``models:/NAME@alias`` or ``models:/NAME/VERSION``.
 
     Raises:
         RegistryError: there is none; the message lists what there is.
     """
-    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri)
-    if not match:
-        raise RegistryError(f"{model_uri}: write a model as models:/NAME@ALIAS or models:/NAME/VERSION")
-    name, alias, number = match.groups()
+    name, alias, number = parts_of(model_uri)
     if not tracking.has_database(tracking_uri):
         raise RegistryError(f"{model_uri}: there is no MLflow database at {tracking_uri}; register a model first")
     with _client(tracking_uri) as client:
@@ -135,7 +197,7 @@ def register(run: Run, verdict: Verdict, export: Callable[[Run], tuple[str, pa.T
         version = _of_run(client, run)
         adopted = version is not None
         if version is None:
-            _refuse_moved_champion(client, config.run.name, verdict)
+            _refuse_moved_champion(client, run, verdict)
             model_uri, mlflow_run = _log(client, run, verdict, *export(run))
             version = _create_version(client, run, verdict, model_uri, mlflow_run)
         if version.tags.get("des.complete") != "true":
@@ -245,15 +307,22 @@ def _download(client: MlflowClient, version: ModelVersion, into: str) -> Found:
     return Found(version.name, str(version.version), str(Path(folder) / flavor["data"]))
 
 
-def _refuse_moved_champion(client: MlflowClient, name: str, verdict: Verdict) -> None:
+def _refuse_moved_champion(client: MlflowClient, run: Run, verdict: Verdict) -> None:
     """A verdict holds against the champion it compared, and against no other."""
+    name = run.config.run.name
     present = _aliased(client, name, "champion")
     version = "" if present is None else str(present.version)
-    if version != verdict.champion:
+    if version == verdict.champion:
+        return
+    moved = f"champion of {name} is now version {version or 'none'}"
+    if run.day is not None:
         raise RegistryError(
-            f"champion of {name} is now version {version or 'none'}, the gate compared {verdict.champion or 'none'}; "
-            "run des evaluate and des register again"
+            f"{moved}, the run of {run.day.as_of} was pinned to {run.day.champion or 'none'}; "
+            "run a later day, or move the alias back and run this one again"
         )
+    raise RegistryError(
+        f"{moved}, the gate compared {verdict.champion or 'none'}; run des evaluate and des register again"
+    )
 
 
 def _log(client: MlflowClient, run: Run, verdict: Verdict, artifact: str, example: pa.Table) -> tuple[str, str]:
