@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -70,7 +71,9 @@ def numbers(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
 
 
 def code_version() -> str:
-    """The git commit of our own checkout, with ``+changes`` where it has some, or else the package's version."""
+    """The git commit: of the image, of our own checkout (``+changes`` where it has some); or the package's version."""
+    if revision := os.environ.get("DES_REVISION"):
+        return revision
     home = Path(des_core.__file__).resolve().parent.parent
     if (home / ".git").exists():
         try:
