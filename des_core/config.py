@@ -412,8 +412,10 @@ class ClusterConfig(Section):
     image: str = Field("", description="Image of steps and workers; empty: the environment's DES_IMAGE.")
     nodes: int = Field(1, ge=1, description="Pods of the job.")
     nproc_per_node: int = Field(1, ge=1, description="Workers in each pod.")
-    cpu: str = Field("1", description="CPUs of each pod, as Kubernetes writes them.")
-    memory: str = Field("4Gi", description="Memory of each pod, as Kubernetes writes it.")
+    cpu: str = Field("1", pattern=r"^(\d+(\.\d+)?|\d+m)$", description="CPUs of each pod, as Kubernetes writes them.")
+    memory: str = Field(
+        "4Gi", pattern=r"^\d+(\.\d+)?([KMGT]i|[kMGT])?$", description="Memory of each pod, as Kubernetes writes it."
+    )
     gpus: int = Field(0, ge=0, description="GPUs (nvidia.com/gpu) of each pod.")
     queue: str = Field("", description="Kueue's local queue; empty: none.")
     queue_timeout_s: Positive = Field(3600.0, description="Seconds a job may wait in its queue.")
@@ -532,10 +534,14 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
     Raises:
         ConfigError: the file, a key, a value or an environment variable is not right.
     """
-    document = read_document(path)
+    relative: dict[str, str] = {}
+    document = read_document(path, relative)
     for override in overrides:
-        apply_override(document, override)
-    config = parse_config(document, " ".join([str(path), *(f"--set {override}" for override in overrides)]))
+        apply_override(document, override, relative)
+    origin = " ".join([str(path), *(f"--set {override}" for override in overrides)])
+    config = parse_config(document, origin)
+    if config.cluster.backend == "pytorchjob":
+        config = _for_cluster(config, relative, origin)
     run_dir = os.path.abspath(config.run.dir or os.path.join("runs", config.run.name))
     return config.model_copy(
         update={
@@ -546,6 +552,28 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
             ),
         }
     )
+
+
+def _for_cluster(config: Config, relative: dict[str, str], origin: str) -> Config:
+    """The config, none of whose paths counts from a folder of this machine.
+
+    Raises:
+        ConfigError: one does, or no place is named where steps and workers both see the results.
+    """
+    for key, text in relative.items():
+        raise ConfigError(
+            f"{origin}: {key} = {text!r} is relative, and with cluster.backend = 'pytorchjob' steps and workers "
+            "run elsewhere; give a path from / on their volume, or an address like s3://bucket/folder"
+        )
+    root = config.storage.root or config.run.dir
+    if not root:
+        raise ConfigError(
+            f"{origin}: storage.root is not set, and with cluster.backend = 'pytorchjob' steps and workers must share "
+            "it; give a path from / on their volume, or an address like s3://bucket/folder"
+        )
+    if config.run.dir or "://" in root:
+        return config
+    return config.model_copy(update={"run": config.run.model_copy(update={"dir": root})})
 
 
 def parse_config(document: dict[str, Any] | str, origin: str = "config") -> Config:

@@ -1,6 +1,7 @@
 """What every test shares: quiet, single-threaded libraries, the shared data's place, and who may skip."""
 
 import os
+import signal
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ import pytest
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+# A shell gives its background jobs an ignored SIGINT, which every process of a test would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 
