@@ -33,8 +33,9 @@ $(STAMP): requirements.lock pyproject.toml
 run: install
 	$(VENV)/bin/des run -c configs/demo.toml $(ARGS)
 
+# Two files at a time (tests/conftest.py says which go together); with ARGS a plain pytest.
 test: install
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest $(or $(ARGS),-n 2 --dist loadfile --no-loadscope-reorder --durations 25)
 
 check: install
 	$(VENV)/bin/ruff format --check .
