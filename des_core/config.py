@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from des_core.contracts import WEIGHT
-from des_core.document import apply_override, explain, read_document
+from des_core.document import apply_override, explain, read_document, relative_paths
 from des_core.errors import ConfigError
 
 MODELS = sorted(file.name for file in pkgutil.iter_modules([str(Path(__file__).parent / "engine" / "models")]))
@@ -495,8 +495,11 @@ class Config(Section):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
+def load_config(path: str | Path, overrides: tuple[str, ...] = (), in_pods: bool = False) -> Config:
     """The checked run of a TOML file, after ``section.key=value`` overrides.
+
+    Args:
+        in_pods: the run's steps are pods, and its paths theirs.
 
     Raises:
         ConfigError: the file, a key, a value or an environment variable is not right.
@@ -505,6 +508,8 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
     for override in overrides:
         apply_override(document, override)
     config = parse_config(document, " ".join([str(path), *(f"--set {override}" for override in overrides)]))
+    if in_pods or config.cluster.backend == "pytorchjob":
+        _refuse_relative_paths(path, overrides)
     run_dir = os.path.abspath(config.run.dir or os.path.join("runs", config.run.name))
     return config.model_copy(
         update={
@@ -526,3 +531,15 @@ def parse_config(document: dict[str, Any] | str, origin: str = "config") -> Conf
         raise ConfigError(f"{origin}: not valid JSON: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"{origin}: {explain(error, Config, document)}") from None
+
+
+def _refuse_relative_paths(path: str | Path, overrides: tuple[str, ...]) -> None:
+    written = read_document(path, as_written=True)
+    for override in overrides:
+        apply_override(written, override, as_written=True)
+    found = relative_paths(written)
+    if found:
+        raise ConfigError(
+            f"{path}: {found[0]} is a relative path, and a pod has no such folder; "
+            "write it whole, like /data/logs or s3://bucket/logs"
+        )

@@ -57,8 +57,11 @@ RULES = {
 """pydantic's kinds of fault, in the words of this project."""
 
 
-def read_document(path: str | Path) -> dict[str, Any]:
+def read_document(path: str | Path, as_written: bool = False) -> dict[str, Any]:
     """The tables of a TOML file, with variables expanded and paths absolute.
+
+    Args:
+        as_written: leave paths as they stand.
 
     Raises:
         ConfigError: no such file, not TOML, or a variable that is not set.
@@ -71,11 +74,12 @@ def read_document(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text ({error})") from None
-    resolved: dict[str, Any] = _resolve(document, (), Path(path).resolve().parent, str(path))
+    base = None if as_written else Path(path).resolve().parent
+    resolved: dict[str, Any] = _resolve(document, (), base, str(path))
     return resolved
 
 
-def apply_override(document: dict[str, Any], override: str) -> None:
+def apply_override(document: dict[str, Any], override: str, as_written: bool = False) -> None:
     """Set one ``section.key=value``; the value is read as TOML, or else taken as text.
 
     An item of a list of tables is named by its ``name`` or its position: ``fields.movie.kind=multi``.
@@ -102,7 +106,19 @@ def apply_override(document: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override}: {word} is not a table; write it as section.key=value")
     if isinstance(target, list):
         raise ConfigError(f"--set {override}: say which of {'.'.join(known)} and which key of it")
-    target[words[-1]] = _resolve(value, (*known, words[-1]), Path.cwd(), f"--set {override}")
+    target[words[-1]] = _resolve(value, (*known, words[-1]), None if as_written else Path.cwd(), f"--set {override}")
+
+
+def relative_paths(document: Any, key: tuple[str, ...] = ()) -> list[str]:
+    """``key = path`` of each path, in a document as it was written, that counts from a folder of this machine."""
+    if isinstance(document, dict):
+        return [found for word, item in document.items() for found in relative_paths(item, (*key, word))]
+    if isinstance(document, list):
+        return [found for item in document for found in relative_paths(item, key)]
+    if not isinstance(document, str) or not (key in PATHS or document.startswith("sqlite:///")):
+        return []
+    path = document.removeprefix("sqlite:///")
+    return [] if not path or "://" in path or path[0] in "/~" else [f"{'.'.join(key)} = {document}"]
 
 
 def explain(error: ValidationError, model: type[BaseModel], document: Any) -> str:
@@ -127,7 +143,7 @@ def explain(error: ValidationError, model: type[BaseModel], document: Any) -> st
     return f"{key} = {json.dumps(fault['input'], default=str, ensure_ascii=False)} {wanted}"
 
 
-def _resolve(value: Any, key: tuple[str, ...], base: Path, origin: str) -> Any:
+def _resolve(value: Any, key: tuple[str, ...], base: Path | None, origin: str) -> Any:
     """A TOML value with variables expanded, paths absolute and dates as text."""
     if isinstance(value, dict):
         return {word: _resolve(item, (*key, word), base, origin) for word, item in value.items()}
@@ -138,7 +154,7 @@ def _resolve(value: Any, key: tuple[str, ...], base: Path, origin: str) -> Any:
     if not isinstance(value, str):
         return value
     text = re.sub(r"\$\{(\w+)\}", lambda match: _variable(match[1], origin), value)
-    if key not in PATHS and not text.startswith("sqlite:///"):
+    if base is None or (key not in PATHS and not text.startswith("sqlite:///")):
         return text
     return _absolute(text, Path.cwd() if value.startswith("${") else base)
 
