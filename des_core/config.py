@@ -33,6 +33,12 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
+def without_passwords(text: str) -> str:
+    """The text, with *** for the user and password of every address in it."""
+    text = re.sub(r"""://(?:[^:/@\s"']*:[^\s"']*|[^/@\s"']+)@""", "://***@", text)
+    return re.sub(r"""([?&](?:ssl)?password=)[^&\s"']*""", r"\1***", text)
+
+
 class Section(BaseModel):
     """A frozen table of the TOML; an unknown key is an error."""
 
@@ -487,12 +493,37 @@ class Config(Section):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
+    def recorded(self) -> Config:
+        """This config as it is written into results: no user or password in an address."""
+
+        def blank(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: blank(inner) for key, inner in value.items()}
+            if isinstance(value, list):
+                return [blank(inner) for inner in value]
+            return without_passwords(value) if isinstance(value, str) else value
+
+        content = blank(self.model_dump(mode="json"))
+        # The path of a webhook is its password.
+        content["notify"]["webhook"] = re.sub(r"(://[^/]*/).+", r"\1***", content["notify"]["webhook"])
+        return Config.model_validate(content)
+
+    @property
     def trajectory_digest(self) -> str:
         """sha256 of what decides the weights at each step: not how many workers compute it, nor when it stops."""
         content = self.model_dump(mode="json", include={"model", "optimizer", "table"})
         content["train"] = {key: getattr(self.train, key) for key in STEERING}
         content["seed"] = self.run.seed
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def weights_form(self) -> dict[str, Any]:
+        """What weights must have been trained with to be gone on from, beside the fields."""
+        return {
+            "model": self.model.model_dump(mode="json", exclude={"init", "dropout"}),
+            "optimizer": {"rows.name": self.optimizer.rows.name, "dense.name": self.optimizer.dense.name},
+            "precision": self.train.precision,
+        }
 
     @property
     def features_digest(self) -> str:
