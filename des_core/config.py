@@ -50,7 +50,9 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="Name of the run, its folder and the registered model.")
     seed: int = Field(0, ge=0, description="Seed of shuffles, first values, dropout and synthetic logs.")
-    dir: str = Field("", description="Folder of the run; empty means runs/NAME in the current directory.")
+    dir: str = Field(
+        "", description="Folder of the run; empty: runs/NAME in the current directory, on a cluster storage.root."
+    )
 
 
 class JoinConfig(Section):
@@ -472,6 +474,11 @@ class ClusterConfig(Section):
     queue_timeout_s: Positive = Field(3600.0, description="Seconds a job may wait in its queue.")
     deadline_s: Positive = Field(86_400.0, description="Seconds a job may run.")
     elastic: bool = Field(False, description="Pods may leave and join; training goes on from the last checkpoint.")
+
+    @field_validator("cpu", mode="before")
+    @classmethod
+    def _cpus_may_be_a_number(cls, cpu: Any) -> Any:
+        return str(cpu) if isinstance(cpu, int | float) and not isinstance(cpu, bool) else cpu
 
 
 class NotifyConfig(Section):
