@@ -40,7 +40,7 @@ def write(run: Run) -> str:
     found = Found(
         report,
         Dataset.load(run.dataset),
-        run.config.model_dump(mode="json"),
+        run.config.recorded.model_dump(mode="json"),
         _document(run, "gate.json"),
         _document(run, "version.json"),
         _document(run, "new_rows.json"),
