@@ -210,7 +210,7 @@ def slices(verdict: Document | None) -> Html:
         drawn = figures.difference_bar(line.get("difference"), line.get("low"), reach or 1.0)
         rows.append(
             [
-                under(f"{line['field']} = {cut(str(line['value']))}", f"{line['samples']:,} rows"),
+                under(f"{cut(str(line['field']))} = {cut(str(line['value']))}", f"{line['samples']:,} rows"),
                 state(line["kept"]),
                 number(line.get("auc")),
                 number(line.get("champion_auc")),
