@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from components._stages import resolve
 from des_core import metrics, storage
-from des_core.config import GateConfig
+from des_core.config import GateConfig, parse_config
 from des_core.contracts import FILE, ROW, Dataset, Reference
 from des_core.data.hashing import MISSING
+from des_core.errors import ConfigError
 from des_core.release import slices
 from des_core.release.gate import Champion, NewRows, Verdict, decide, judge
 from tests.finished import finished_run, predictions_of, write_predictions
@@ -374,3 +376,12 @@ def test_a_verdict_is_kept_until_what_it_judged_changes(tmp_path: Path) -> None:
     second = Verdict.load(decide(run))
     assert (second.champion, second.inputs) == ("9", str(run.reference("champion.json")))
     assert Reference.parse(second.inputs).read()["version"] == "9"
+
+
+def test_slices_of_a_format_with_its_own_fields_are_checked_before_anything_is_computed(tmp_path: Path) -> None:
+    config = parse_config(
+        {"run": {"name": "demo"}, "source": {"format": "synthetic"}, "storage": {"root": str(tmp_path)}}
+    )
+    for field_name, message in (("sites", "there is no field 'sites'; did you mean site"), ("price", "is a number")):
+        with pytest.raises(ConfigError, match=message):
+            resolve(config.model_copy(update={"gate": GateConfig(slices=(field_name,))}))
