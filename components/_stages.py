@@ -68,6 +68,10 @@ def resolve(config: Config, as_of: str = "") -> Done:
             f"as_of = {as_of!r} was not expanded by the scheduler; give a date, yesterday, or leave it empty"
         )
     tracking.check(config.registry.tracking_uri)
+    try:
+        config.check_slices(features.fields_of(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     what = f"{config.model.name} on {_count(config.train.workers, 'worker')}"
     if as_of:
         return _resolve_day(config, as_of, what)
