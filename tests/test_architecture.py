@@ -20,6 +20,7 @@ ONLY = {
     "mlflow": ("des_core/release/registry.py", "des_core/release/serving.py"),
     "kubernetes": ("k8s/jobs.py",),
     "kfp": ("components/", "pipelines/"),
+    "kfp_server_api": ("pipelines/client.py",),
     "pipelines": ("pipelines/",),
     "components": ("components/", "pipelines/"),
     "k8s": ("k8s/", "components/", "pipelines/cli.py"),

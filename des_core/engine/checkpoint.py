@@ -151,10 +151,7 @@ def read_manifest(reference: Reference, shape: Shape) -> Manifest:
         manifest = Manifest.load(reference)
     except StorageError as error:
         raise CheckpointError(str(error)) from None
-    if manifest.format != FORMAT:
-        raise CheckpointError(
-            f"{reference.uri} has format {manifest.format}, this version of DES reads {FORMAT}; train without --resume"
-        )
+    check_format(reference, manifest)
     difference = manifest.shape.differs_from(shape)
     if difference:
         name = reference.uri.split("/")[-2]
@@ -164,14 +161,37 @@ def read_manifest(reference: Reference, shape: Shape) -> Manifest:
     return manifest
 
 
-def load_rows(reference: Reference, manifest: Manifest, table: Table, owner_TH: Array, worker: int) -> None:
-    """Fill a table with the rows whose buckets ``worker`` owns, whoever wrote them."""
+def check_format(reference: Reference, manifest: Manifest) -> None:
+    """Raises ``CheckpointError`` where another version of DES wrote a checkpoint."""
+    if manifest.format != FORMAT:
+        raise CheckpointError(
+            f"{reference.uri} has format {manifest.format}, this version of DES reads {FORMAT}; train from the start"
+        )
+
+
+def load_rows(
+    reference: Reference,
+    manifest: Manifest,
+    table: Table,
+    owner_TH: Array,
+    worker: int,
+    tables: Array | None = None,
+) -> None:
+    """Fill a table with the rows whose buckets ``worker`` owns, whoever wrote them.
+
+    Args:
+        tables: number here of each table of the checkpoint, -1 for one that is left behind; None: they are the same.
+    """
     folder = reference.uri.rpartition("/")[0]
     for writer in range(manifest.workers):
         for names, restore in ((ROWS, table.restore), (CANDIDATES, table.restore_candidates)):
             arrays = [read_array(folder, f"{name}-{writer:05d}.npy", manifest) for name in names]
+            known = np.ones(len(arrays[0]), np.bool_)
+            if tables is not None:
+                renamed = tables[arrays[1]]
+                known, arrays[1] = renamed >= 0, np.maximum(renamed, 0).astype(arrays[1].dtype)
             buckets = (arrays[0].view(np.uint64) >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
-            mine = owner_TH[arrays[1], buckets] == worker
+            mine = known & (owner_TH[arrays[1], buckets] == worker)
             restore(*(array[mine] for array in arrays))
 
 
