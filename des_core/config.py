@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from des_core.contracts import WEIGHT
-from des_core.document import apply_override, explain, read_document, relative_paths
+from des_core.document import apply_override, explain, read_document
 from des_core.errors import ConfigError
 
 MODELS = sorted(file.name for file in pkgutil.iter_modules([str(Path(__file__).parent / "engine" / "models")]))
@@ -31,6 +31,12 @@ STEERING = ("batch", "shuffle", "early_stop", "lr_drop", "precision", "payload",
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+
+
+def without_passwords(text: str) -> str:
+    """The text, with *** for the user and password of every address in it."""
+    text = re.sub(r"""://(?:[^:/@\s"']*:[^\s"']*|[^/@\s"']+)@""", "://***@", text)
+    return re.sub(r"""([?&](?:ssl)?password=)[^&\s"']*""", r"\1***", text)
 
 
 class Section(BaseModel):
@@ -406,8 +412,10 @@ class ClusterConfig(Section):
     image: str = Field("", description="Image of steps and workers; empty: the environment's DES_IMAGE.")
     nodes: int = Field(1, ge=1, description="Pods of the job.")
     nproc_per_node: int = Field(1, ge=1, description="Workers in each pod.")
-    cpu: str = Field("1", description="CPUs of each pod, as Kubernetes writes them.")
-    memory: str = Field("4Gi", description="Memory of each pod, as Kubernetes writes it.")
+    cpu: str = Field("1", pattern=r"^(\d+(\.\d+)?|\d+m)$", description="CPUs of each pod, as Kubernetes writes them.")
+    memory: str = Field(
+        "4Gi", pattern=r"^\d+(\.\d+)?([KMGT]i|[kMGT])?$", description="Memory of each pod, as Kubernetes writes it."
+    )
     gpus: int = Field(0, ge=0, description="GPUs (nvidia.com/gpu) of each pod.")
     queue: str = Field("", description="Kueue's local queue; empty: none.")
     queue_timeout_s: Positive = Field(3600.0, description="Seconds a job may wait in its queue.")
@@ -478,12 +486,37 @@ class Config(Section):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
+    def recorded(self) -> Config:
+        """This config as it is written into results: no user or password in an address."""
+
+        def blank(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: blank(inner) for key, inner in value.items()}
+            if isinstance(value, list):
+                return [blank(inner) for inner in value]
+            return without_passwords(value) if isinstance(value, str) else value
+
+        content = blank(self.model_dump(mode="json"))
+        # The path of a webhook is its password.
+        content["notify"]["webhook"] = re.sub(r"(://[^/]*/).+", r"\1***", content["notify"]["webhook"])
+        return Config.model_validate(content)
+
+    @property
     def trajectory_digest(self) -> str:
         """sha256 of what decides the weights at each step: not how many workers compute it, nor when it stops."""
         content = self.model_dump(mode="json", include={"model", "optimizer", "table"})
         content["train"] = {key: getattr(self.train, key) for key in STEERING}
         content["seed"] = self.run.seed
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def weights_form(self) -> dict[str, Any]:
+        """What weights must have been trained with to be gone on from, beside the fields."""
+        return {
+            "model": self.model.model_dump(mode="json", exclude={"init", "dropout"}),
+            "optimizer": {"rows.name": self.optimizer.rows.name, "dense.name": self.optimizer.dense.name},
+            "precision": self.train.precision,
+        }
 
     @property
     def features_digest(self) -> str:
@@ -499,17 +532,19 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = (), in_pods: bool
     """The checked run of a TOML file, after ``section.key=value`` overrides.
 
     Args:
-        in_pods: the run's steps are pods, and its paths theirs.
+        in_pods: its steps are pods, as its workers are with ``cluster.backend = "pytorchjob"``.
 
     Raises:
         ConfigError: the file, a key, a value or an environment variable is not right.
     """
-    document = read_document(path)
+    relative: dict[str, str] = {}
+    document = read_document(path, relative)
     for override in overrides:
-        apply_override(document, override)
-    config = parse_config(document, " ".join([str(path), *(f"--set {override}" for override in overrides)]))
+        apply_override(document, override, relative)
+    origin = " ".join([str(path), *(f"--set {override}" for override in overrides)])
+    config = parse_config(document, origin)
     if in_pods or config.cluster.backend == "pytorchjob":
-        _refuse_relative_paths(path, overrides)
+        config = _for_cluster(config, relative, origin)
     run_dir = os.path.abspath(config.run.dir or os.path.join("runs", config.run.name))
     return config.model_copy(
         update={
@@ -522,6 +557,28 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = (), in_pods: bool
     )
 
 
+def _for_cluster(config: Config, relative: dict[str, str], origin: str) -> Config:
+    """The config, none of whose paths counts from a folder of this machine.
+
+    Raises:
+        ConfigError: one does, or no place is named where steps and workers both see the results.
+    """
+    for key, text in relative.items():
+        raise ConfigError(
+            f"{origin}: {key} = {text!r} is relative, and on a cluster steps and workers run elsewhere; "
+            "give a path from / on their volume, or an address like s3://bucket/folder"
+        )
+    root = config.storage.root or config.run.dir
+    if not root:
+        raise ConfigError(
+            f"{origin}: storage.root is not set, and on a cluster steps and workers must share it; "
+            "give a path from / on their volume, or an address like s3://bucket/folder"
+        )
+    if config.run.dir or "://" in root:
+        return config
+    return config.model_copy(update={"run": config.run.model_copy(update={"dir": root})})
+
+
 def parse_config(document: dict[str, Any] | str, origin: str = "config") -> Config:
     """A checked run from a TOML document or from the JSON that ``model_dump_json`` wrote."""
     try:
@@ -531,15 +588,3 @@ def parse_config(document: dict[str, Any] | str, origin: str = "config") -> Conf
         raise ConfigError(f"{origin}: not valid JSON: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"{origin}: {explain(error, Config, document)}") from None
-
-
-def _refuse_relative_paths(path: str | Path, overrides: tuple[str, ...]) -> None:
-    written = read_document(path, as_written=True)
-    for override in overrides:
-        apply_override(written, override, as_written=True)
-    found = relative_paths(written)
-    if found:
-        raise ConfigError(
-            f"{path}: {found[0]} is a relative path, and a pod has no such folder; "
-            "write it whole, like /data/logs or s3://bucket/logs"
-        )

@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import traceback
@@ -69,20 +70,88 @@ def _options(
     pass
 
 
+Day = Annotated[str | None, typer.Option("--as-of", metavar="DATE", help="One day of a recurring run, or yesterday.")]
+
+
 @app.command()
-def run(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Raw logs to a registered model, all steps."""
+def run(
+    config: ConfigFile,
+    as_of: Day = None,
+    from_: Annotated[str | None, typer.Option("--from", metavar="DATE", help="With --to: day after day.")] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="DATE", help="The last of these days.")] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Raw logs to a registered model, all steps: over whole logs, or what one day or several bring."""
+    from des_core.release import daily
+    from pipelines import summary
+
+    if (from_ is None) != (to is None) or (as_of and from_):
+        raise UserError("give --from and --to together, or --as-of alone")
+    loaded = _load(config, set_)
+    if from_ is None or to is None:
+        day = daily.yesterday(loaded) if as_of == "yesterday" else as_of and daily.parse_day(as_of, "--as-of")
+        result = _run_once(loaded, day or "")
+        summary.tell(result)
+        _answer(as_json, result)
+        return
+    days = daily.days_between(daily.parse_day(from_, "--from"), daily.parse_day(to, "--to"))
+    if not days:
+        raise UserError(f"--from {from_} is later than --to {to}; give the earlier day first")
+    results = []
+    for day in days:
+        _line("day", day)
+        results.append(_run_once(loaded, day))
+        summary.tell(results[-1])
+    summary.show_days(results)
+    _answer(as_json, {"days": results})
+
+
+def _run_once(config: Config, day: str) -> dict[str, Any]:
+    """The result of a run over whole logs (no day) or of a day."""
     from components import _stages
     from pipelines import local, summary
 
-    loaded = _load(config, set_)
-    unchanged = _stages.settled(loaded) is not None
-    if not unchanged:
-        done = local.run(loaded, "", summary.step_teller(sys.stdout))
-        unchanged = done["register"]["unchanged"] == "True"
-    result = summary.of_run(loaded, unchanged)
-    summary.tell(result)
-    _answer(as_json, result)
+    known = _stages.settled(config, day)
+    if known is not None:
+        return summary.of_run(known, unchanged=True)
+    done = local.run(config, day, summary.step_teller(sys.stdout))
+    finished = _stages.settled(config, day) if "register" in done else None
+    if finished is None:
+        return {"name": config.run.name, "as_of": day, "verdict": "absent", "reasons": [done["resolve"]["what"]]}
+    return summary.of_run(finished, unchanged=done["register"]["unchanged"] == "True")
+
+
+day_app = typer.Typer(help="Days in quarantine: what windows leave out, and why.", no_args_is_help=True)
+app.add_typer(day_app, name="day")
+
+
+@day_app.command(name="list")
+def day_list(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """The days in quarantine."""
+    from des_core.release import daily
+
+    held = daily.held_days(_load(config, set_))
+    for day, record in held.items():
+        _line(day, "; ".join(record.reasons))
+    if not held:
+        _line("days", "none is in quarantine")
+    _answer(as_json, {"quarantined": {day: list(record.reasons) for day, record in held.items()}})
+
+
+@day_app.command(name="accept")
+def day_accept(
+    day: Annotated[str, typer.Argument(metavar="DATE", help="A day in quarantine.")],
+    config: ConfigFile,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let the next window train on a day in quarantine."""
+    from des_core.release import daily
+
+    daily.accept(_load(config, set_), daily.parse_day(day, "the day"))
+    _line("accepted", f"{day}: the next run's window takes it in")
+    _answer(as_json, {"accepted": day})
 
 
 @app.command(name="compile")
@@ -249,7 +318,7 @@ def register(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False
     judged = _stages.gate(pinned)
     _line("gate", judged.what)
     done = _stages.register(pinned)
-    result = summary.of_run(loaded, unchanged=done.unchanged)
+    result = summary.of_run(pinned, unchanged=done.unchanged)
     summary.tell(result)
     _answer(as_json, result)
 
@@ -257,8 +326,8 @@ def register(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False
 @app.command()
 def predict(
     model: Annotated[str, typer.Option("--model", metavar="URI", help="models:/NAME@champion or models:/NAME/3.")],
-    input_: Annotated[Path, typer.Option("--input", metavar="FILE", help="Raw records, in the logs' format.")],
-    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="CSV of sample,probability to write.")],
+    input_: Annotated[str, typer.Option("--input", metavar="FILE", help="Raw records, in the logs' format.")],
+    output: Annotated[str, typer.Option("--output", metavar="FILE", help="CSV of sample,probability to write.")],
     config: Annotated[
         Path | None, typer.Option("-c", "--config", metavar="FILE", help="TOML with the registry and the source.")
     ] = None,
@@ -274,13 +343,60 @@ def predict(
     uri = prediction.tracking_uri(model, loaded)
     with tempfile.TemporaryDirectory(prefix="des-model-") as folder:
         found = registry.fetch(model, uri, folder)
-        scored = prediction.predict(found.folder, str(input_), str(output), loaded)
+        scored = prediction.predict(found.folder, input_, output, loaded)
     _line("predict", f"{scored.rows:,} rows scored by {found.name} version {found.version}")
     if scored.bad:
         _line("left out", f"{scored.bad:,} bad rows, the first at {scored.first_reason}")
-    _line("scores", str(output))
-    numbers = {"rows": scored.rows, "bad_rows": scored.bad, "output": str(output)}
+    _line("scores", output)
+    numbers = {"rows": scored.rows, "bad_rows": scored.bad, "output": output}
     _answer(as_json, {"model": found.name, "version": int(found.version), **numbers})
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option("--model", metavar="URI", help="models:/NAME@champion or models:/NAME/VERSION")],
+    config: Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE", help="Names the registry.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any.")] = 8080,
+    poll_s: Annotated[float, typer.Option(min=0.05, help="Seconds between looks at the alias.")] = 10.0,
+    max_body_mb: Annotated[int, typer.Option(min=1, help="Largest request, MiB.")] = 16,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer over HTTP with a registered model, and follow its alias."""
+    from components import _launch
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Requests are what runs side by side, not pieces of one.
+    for name in _launch.THREADS:
+        os.environ.setdefault(name, "1")
+    from des_core.release import prediction, server
+
+    if set_ and config is None:
+        raise UserError("--set changes a config: give one with -c FILE")
+    uri = prediction.tracking_uri(model, None if config is None else _load(config, set_))
+    replica = server.Replica(model, uri, poll_s)
+    server.serve(replica, host, port, _launch.cpu_quota(), max_body_mb << 20)
+    _answer(as_json, {"model": model, "requests": replica.monitor.requests.total()})
+
+
+@app.command()
+def lineage(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME/VERSION or models:/NAME@ALIAS.")],
+    config: Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE", help="Names the registry.")] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Versions that led to a model, the newest first: their days, data, code and verdicts."""
+    from des_core.release import prediction, registry
+    from pipelines import summary
+
+    if set_ and config is None:
+        raise UserError("--set changes a config: give one with -c FILE")
+    uri = prediction.tracking_uri(model, None if config is None else _load(config, set_))
+    links = registry.chain(model, uri)
+    summary.show_chain(links)
+    _answer(as_json, {"model": model, "chain": [link.model_dump(mode="json") for link in links]})
 
 
 @app.command()

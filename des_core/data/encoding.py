@@ -62,26 +62,33 @@ def specs_of(fields: Sequence[FieldConfig]) -> tuple[FieldSpec, ...]:
     )
 
 
-def encode(records: pa.Table, fields: Sequence[FieldSpec], timezone: str, missing: Sequence[str]) -> pa.Table:
+def encode(
+    records: pa.Table, fields: Sequence[FieldSpec], timezone: str, missing: Sequence[str], quoted: bool = True
+) -> pa.Table:
     """The feature columns of raw records, text or typed.
+
+    Args:
+        quoted: let messages show the value that is not right.
 
     Raises:
         DataError: a column is not there, or a value is no number, time or list where it must be one.
     """
-    encoded = encode_checked(records, fields, timezone, missing)
+    encoded = encode_checked(records, fields, timezone, missing, quoted)
     if encoded.faults:
         index, reason = min(encoded.faults.items())
         raise DataError(f"record {index + 1}: {reason}")
     return encoded.features
 
 
-def encode_checked(records: pa.Table, fields: Sequence[FieldSpec], timezone: str, missing: Sequence[str]) -> Encoded:
+def encode_checked(
+    records: pa.Table, fields: Sequence[FieldSpec], timezone: str, missing: Sequence[str], quoted: bool = True
+) -> Encoded:
     """As ``encode``, but values that are not right are told instead of raised.
 
     Raises:
         DataError: a column is not there.
     """
-    encoder = _Encoder(records, timezone, missing)
+    encoder = _Encoder(records, timezone, missing, quoted)
     for field in fields:
         encoder.add(field)
     return Encoded(pa.table(encoder.columns), encoder.faults, encoder.values)
@@ -90,12 +97,13 @@ def encode_checked(records: pa.Table, fields: Sequence[FieldSpec], timezone: str
 class _Encoder:
     """Feature columns of one table of records, gathered field by field."""
 
-    def __init__(self, records: pa.Table, timezone: str, missing: Sequence[str]) -> None:
+    def __init__(self, records: pa.Table, timezone: str, missing: Sequence[str], quoted: bool) -> None:
         self.columns: dict[str, pa.Array] = {}
         self.faults: Faults = {}
         self.values: dict[str, tuple[I64, pa.Array]] = {}
         self._records = dict(zip(records.column_names, records.columns, strict=True))
         self._timezone = timezone
+        self._shown = shown if quoted else _unsaid
         self._missing = list(missing)
         self._missing_keys = hash_text(pa.array(self._missing, pa.string()))
         self._micros: dict[str, pa.Array] = {}
@@ -178,7 +186,9 @@ class _Encoder:
         weights, bad_V = to_numbers(listed, self._missing)
         row_of = np.repeat(np.arange(len(column)), np.diff(found))
         for index in np.flatnonzero(bad_V).tolist():
-            self.faults.setdefault(int(row_of[index]), f"column {field.weight}: {shown(listed, index)} is not a number")
+            self.faults.setdefault(
+                int(row_of[index]), f"column {field.weight}: {self._shown(listed, index)} is not a number"
+            )
         wanted_R, found_R = np.diff(offsets), np.diff(found)
         odd_R = (wanted_R != found_R) & (found_R > 0)
         for row in np.flatnonzero(odd_R).tolist():
@@ -199,13 +209,17 @@ class _Encoder:
 
     def _fault(self, bad_R: Bool, column: str, values: pa.Array, wanted: str) -> None:
         for index in np.flatnonzero(bad_R).tolist():
-            self.faults.setdefault(index, f"column {column}: {shown(values, index)} is {wanted}")
+            self.faults.setdefault(index, f"column {column}: {self._shown(values, index)} is {wanted}")
 
     def _without_missing(self, keys: I64) -> I64:
         """Keys with ``MISSING`` for those of texts that mean: no value."""
         for key in self._missing_keys:
             keys[keys == key] = MISSING
         return keys
+
+
+def _unsaid(values: pa.Array, index: int) -> str:
+    return "the value"
 
 
 def _lists(values: pa.Array, separator: str) -> tuple[I64, pa.Array]:

@@ -5,7 +5,7 @@ statistics), ``index.npy`` (index entries, then the ids in row order), ``rows.np
 state; both are memory-mapped) and ``dense.safetensors``. Weights above ``registry.embed_limit`` stay under
 storage.root, and des.json carries their addresses. Unseen values contribute zero, as in evaluation.
 
-Dims: B records, U unique ids, K numbers per row, C index entries, S rows.
+Dims: B records, U unique ids, O fields with rows, K numbers per row, C index entries, S rows.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +29,7 @@ from des_core.data.batches import Stream, columns_of, dense_values, everything
 from des_core.data.features import encode
 from des_core.engine import checkpoint, index
 from des_core.engine.dense import Home
-from des_core.engine.models import build
+from des_core.engine.models import Model, build
 from des_core.engine.operators import totals_alone
 from des_core.engine.optimizer import Decay
 from des_core.engine.worker import make_shard, seen_only
@@ -66,36 +68,48 @@ def export(run: Run) -> str:
     Raises:
         StorageError: the run has no whole training.json or checkpoint.
     """
-    from des_core import __version__
-
     training = storage.read_json(run.path("training.json"))
     reference = Reference.parse(training["checkpoint"])
     manifest = checkpoint.Manifest.load(reference)
     ids, rows = _merged(reference, manifest)
-    entries = np.zeros(index.capacity_for(len(ids)), np.uint64)
-    index.place(entries, ids, 0, len(ids))
     dataset = Dataset.load(run.dataset)
     model = build(run.config.model, len(dataset.row_fields), len(dataset.dense_fields), run.config.run.seed)
     checkpoint.load_dense(reference, manifest, model.double() if rows.dtype == np.float64 else model)
-    folder = run.path("model")
+    write(run.path("model"), run.key, run.config, dataset.task, dataset.fields, ids, rows, model)
+    return run.path("model")
+
+
+def write(
+    folder: str,
+    run_key: str,
+    config: Config,
+    task: str,
+    fields: tuple[FieldSpec, ...],
+    ids: Array,
+    rows: Array,
+    model: Model,
+) -> None:
+    """Write a model to a folder: distinct ids [S], their rows [S, K] and the dense part."""
+    from des_core import __version__
+
+    entries = np.zeros(index.capacity_for(len(ids)), np.uint64)
+    index.place(entries, ids, 0, len(ids))
     arrays = {"index.npy": np.concatenate([entries.view(np.int64), ids]), "rows.npy": rows}
     digests = {name: checkpoint.write_array(storage.join(folder, name), array) for name, array in arrays.items()}
-    dense = checkpoint.dense_bytes(model)
-    storage.write_bytes(storage.join(folder, "dense.safetensors"), dense)
-    large = sum(array.nbytes for array in arrays.values()) > run.config.registry.embed_limit
+    storage.write_bytes(storage.join(folder, "dense.safetensors"), checkpoint.dense_bytes(model))
+    large = sum(array.nbytes for array in arrays.values()) > config.registry.embed_limit
     description = Description(
         code_version=__version__,
-        run_key=run.key,
-        task=dataset.task,
-        config=run.config,
-        fields=dataset.fields,
+        run_key=run_key,
+        task=task,
+        config=config.recorded,
+        fields=fields,
         capacity=len(entries),
         rows=len(ids),
         sha256=digests,
         uri={name: storage.join(folder, name) for name in WEIGHTS} if large else {},
     )
     description.write(storage.join(folder, "des.json"))
-    return folder
 
 
 def _merged(reference: Reference, manifest: checkpoint.Manifest) -> tuple[Array, Array]:
@@ -115,6 +129,14 @@ def _merged(reference: Reference, manifest: checkpoint.Manifest) -> tuple[Array,
     merged = np.concatenate(ids)
     order = np.argsort(merged)
     return merged[order], np.concatenate(rows)[order]
+
+
+class Scored(NamedTuple):
+    """Scores of records, and per field with rows how many values they had and how many of these no row."""
+
+    scores_B: Array
+    values_O: Array
+    unknown_O: Array
 
 
 class Scorer:
@@ -137,11 +159,17 @@ class Scorer:
             )
         self.description = Description.model_validate(described)
         description = self.description
-        packed = np.load(self._weights(folder, "index.npy"), mmap_mode="r")
+        packed = _mapped(self._weights(folder, "index.npy"))
         self._entries = packed[: description.capacity].view(np.uint64)
         self._ids = packed[description.capacity :]
-        self._rows_SK = np.load(self._weights(folder, "rows.npy"), mmap_mode="r")
+        self._rows_SK = _mapped(self._weights(folder, "rows.npy"))
         config = description.config
+        self.columns = {
+            column: field.name for field in description.fields for column in (field.column, field.weight) if column
+        }
+        """Columns that records must have, and a field that each is for."""
+        self.names = [field.name for field in read_as(description.fields, "rows")]
+        """Fields whose values own rows, O."""
         self._fields = read_as(description.fields, "rows")
         self._inputs = read_as(description.fields, "dense")
         self._model = build(config.model, len(self._fields), len(self._inputs), config.run.seed)
@@ -169,23 +197,36 @@ class Scorer:
         """Probabilities (rating: predictions) of raw records, float64 [B].
 
         Raises:
-            DataError: a column that the model reads is absent, or a value does not parse.
+            DataError: a column that the model reads is absent, or a value does not parse; no value is shown.
         """
-        source = self.description.config.source
-        parts = [
-            self.score_features(
-                encode(records.slice(at, BATCH), self.description.fields, source.timezone, source.missing)
-            )
-            for at in range(0, records.num_rows, BATCH)
-        ]
-        return np.concatenate(parts) if parts else np.empty(0)
+        return self.scored(records).scores_B
 
-    @torch.inference_mode()
+    def scored(self, records: pa.Table) -> Scored:
+        """As ``score``, with what the model did not know."""
+        source = self.description.config.source
+        for column, field in self.columns.items():
+            if column not in records.column_names:
+                raise DataError(f"field {field}: the records have no column {column!r}; it may hold null, but not lack")
+        scores, values_O, unknown_O = [np.empty(0)], np.zeros(len(self.names), int), np.zeros(len(self.names), int)
+        for at in range(0, records.num_rows, BATCH):
+            piece = records.slice(at, BATCH)
+            part = self._forward(encode(piece, self.description.fields, source.timezone, source.missing, quoted=False))
+            scores.append(part.scores_B)
+            values_O += part.values_O
+            unknown_O += part.unknown_O
+        return Scored(np.concatenate(scores), values_O, unknown_O)
+
     def score_features(self, features: pa.Table) -> Array:
         """Probabilities (rating: predictions) of feature columns, float64 [B]."""
+        return self._forward(features).scores_B
+
+    @torch.inference_mode()
+    def _forward(self, features: pa.Table) -> Scored:
         lookups = self._ownership.lookups(features)
         ids_U, inverse_L, _, _ = index.dedupe(lookups.ids)
         slots_U = index.find(self._entries, self._ids, ids_U)
+        values_O = np.bincount(lookups.piece, minlength=len(self.names))
+        unknown_O = np.bincount(lookups.piece[(slots_U < 0)[inverse_L]], minlength=len(self.names))
         lookups = seen_only(lookups, inverse_L, slots_U)
         rows_UK = (
             np.ascontiguousarray(self._rows_SK[np.maximum(slots_U, 0)])
@@ -198,9 +239,8 @@ class Scorer:
         totals = totals_alone(self._model.by_name, shard)
         home = Home(start=0, stop=features.num_rows, samples=features.num_rows, inputs_BM=inputs_BM)
         logits_B = self._model(totals, home)
-        scores = torch.sigmoid(logits_B) if self.description.task == "click" else logits_B
-        result: Array = scores.double().numpy()
-        return result
+        scores_B = torch.sigmoid(logits_B) if self.description.task == "click" else logits_B
+        return Scored(scores_B.double().numpy(), values_O, unknown_O)
 
     def score_dataset(self, dataset: Reference, split: str) -> tuple[list[str], Array, Array]:
         """Sample ids ``DIGEST:ROW``, labels and predictions of a split of a feature store with the same fields."""
@@ -216,6 +256,11 @@ class Scorer:
         return samples, np.concatenate(labels), np.concatenate(scores)
 
 
+def _mapped(path: str) -> Array:
+    """A file's numbers, read from disk as they are needed; a plain array, for views of a memmap cost more."""
+    return np.asarray(np.load(path, mmap_mode="r"))
+
+
 def _fetched(uri: str, sha256: str) -> str:
     """A copy of a weights file in the user's cache, verified by the caller."""
     cache = os.path.join(os.environ.get("DES_CACHE", os.path.join(tempfile.gettempdir(), "des-cache")), sha256)
@@ -224,6 +269,15 @@ def _fetched(uri: str, sha256: str) -> str:
         with filesystem.open_input_stream(path) as stream, storage.writer(cache) as file:
             shutil.copyfileobj(stream, file, 1 << 22)
     return cache
+
+
+def scoring_app() -> Any:
+    """MLflow's scoring app (FastAPI), whose /ping, /health and /version need no model; the rest is the caller's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlflow.pyfunc import scoring_server
+    metadata = SimpleNamespace(get_input_schema=lambda: None)
+    return scoring_server.init(SimpleNamespace(metadata=metadata))  # type: ignore[arg-type]
 
 
 class PyfuncModel:

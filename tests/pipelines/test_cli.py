@@ -30,6 +30,8 @@ COMMANDS = [
     "evaluate",
     "register",
     "predict",
+    "serve",
+    "lineage",
     "plan",
     "generate",
 ]

@@ -317,9 +317,9 @@ def test_intervals_are_seconds() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["storage.root=runs/shop"], "storage.root = runs/shop is a relative path"),
-        (["registry.tracking_uri=sqlite:///mlflow.db"], "tracking_uri = sqlite:///mlflow.db is a relative path"),
-        (["source.path=logs/{day}.csv"], "source.path = logs/{day}.csv is a relative path"),
+        (["storage.root=runs/shop"], "storage.root = 'runs/shop' is relative"),
+        (["registry.tracking_uri=sqlite:///mlflow.db"], "tracking_uri = 'sqlite:///mlflow.db' is relative"),
+        (["source.path=logs/{day}.csv"], "source.path = 'logs/{day}.csv' is relative"),
         (["storage.root=/database"], "storage.root = /database is not on the cluster's volume; put it under /data"),
         (["source.path=/home/me/{day}.csv"], "source.path = /home/me/{day}.csv is not on the cluster's volume"),
         (["registry.tracking_uri=sqlite:////root/m.db"], "tracking_uri = sqlite:////root/m.db is a file that goes"),
@@ -327,8 +327,8 @@ def test_intervals_are_seconds() -> None:
         (["storage.root=s3://me:hidden@bucket"], "storage.root has a password in it"),
         (["cluster.image=des-python:latest"], "cluster.image = des-python:latest: steps and workers"),
         (["cluster.image=registry:5000/des-python"], "name a version"),
-        (["cluster.cpu=two"], "cluster.cpu = 'two' must be CPUs"),
-        (["cluster.memory=4 GB"], "cluster.memory = '4 GB' must be written like"),
+        (["cluster.memory=1.5Gi"], "cluster.memory = '1.5Gi' must be whole"),
+        (["storage.root="], "storage.root is not set"),
     ],
 )
 def test_what_no_pod_could_use_is_refused_before_anything_is_uploaded(

@@ -24,18 +24,19 @@ class Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.words: list[str] = []
-        self.tags: set[str] = set()
+        self.order: list[str] = []
+        """Names of the elements as they open."""
         self.attributes: list[tuple[str, str | None]] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
+        self.order.append(tag)
         self.attributes += attrs
         if tag not in ("meta", "br"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
+        self.order.append(tag)
         self.attributes += attrs
 
     def handle_endtag(self, tag: str) -> None:
@@ -62,7 +63,7 @@ def test_everything_to_look_at_is_there_and_nothing_is_fetched(tmp_path: Path) -
         assert title in page.text
     for word in ("Network", "dense gradients", "279 kB", "Workers", "tags, price", "Data", "41,207", "31.0", "32,000"):
         assert word in page.text
-    assert not page.tags & {"script", "link", "img", "iframe", "object"}
+    assert not set(page.order) & {"script", "link", "img", "iframe", "object"}
     assert not [value for name, value in page.attributes if name in ("src", "href") or "url(" in (value or "")]
 
 
