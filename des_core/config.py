@@ -50,7 +50,9 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="Name of the run, its folder and the registered model.")
     seed: int = Field(0, ge=0, description="Seed of shuffles, first values, dropout and synthetic logs.")
-    dir: str = Field("", description="Folder of the run; empty means runs/NAME in the current directory.")
+    dir: str = Field(
+        "", description="Folder of the run; empty: runs/NAME in the current directory, on a cluster storage.root."
+    )
 
 
 class JoinConfig(Section):
@@ -473,6 +475,11 @@ class ClusterConfig(Section):
     deadline_s: Positive = Field(86_400.0, description="Seconds a job may run.")
     elastic: bool = Field(False, description="Pods may leave and join; training goes on from the last checkpoint.")
 
+    @field_validator("cpu", mode="before")
+    @classmethod
+    def _cpus_may_be_a_number(cls, cpu: Any) -> Any:
+        return str(cpu) if isinstance(cpu, int | float) and not isinstance(cpu, bool) else cpu
+
 
 class NotifyConfig(Section):
     """Who is told of a run's end."""
@@ -600,7 +607,7 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = (), in_pods: bool
     """The checked run of a TOML file, after ``section.key=value`` overrides.
 
     Args:
-        in_pods: its steps are pods, as its workers are with ``cluster.backend = "pytorchjob"``.
+        in_pods: the run's steps are pods, and its paths theirs.
 
     Raises:
         ConfigError: the file, a key, a value or an environment variable is not right.
@@ -633,13 +640,13 @@ def _for_cluster(config: Config, relative: dict[str, str], origin: str) -> Confi
     """
     for key, text in relative.items():
         raise ConfigError(
-            f"{origin}: {key} = {text!r} is relative, and on a cluster steps and workers run elsewhere; "
-            "give a path from / on their volume, or an address like s3://bucket/folder"
+            f"{origin}: {key} = {text!r} is a relative path, and a pod has no such folder; "
+            "give a path from / on its volume, or an address like s3://bucket/folder"
         )
     root = config.storage.root or config.run.dir
     if not root:
         raise ConfigError(
-            f"{origin}: storage.root is not set, and on a cluster steps and workers must share it; "
+            f"{origin}: storage.root is not set, and the pods of steps and workers must share it; "
             "give a path from / on their volume, or an address like s3://bucket/folder"
         )
     if config.run.dir or "://" in root:

@@ -21,11 +21,10 @@ import pyarrow.parquet as pq
 
 from des_core import metrics as measure
 from des_core import storage
-from des_core.config import Config, FieldConfig, StorageConfig
-from des_core.contracts import FILE, LABEL, ROW, Dataset, FieldSpec, Reference, Segment
+from des_core.config import FieldConfig, StorageConfig
+from des_core.contracts import FILE, LABEL, ROW, TIME, Dataset, FieldSpec, Reference, Segment
 from des_core.data import drift
 from des_core.data.batches import Stream, columns_of
-from des_core.data.parts import PartManifest
 from des_core.errors import ConfigError, DataError, UserError
 from des_core.release import checks, registry
 from des_core.release.gate import Champion, NewRows, read_table
@@ -33,7 +32,6 @@ from des_core.release.slices import sample_ids
 from des_core.run import Day, Run
 
 if TYPE_CHECKING:
-    from des_core.data.ingestion import Ingestion
     from des_core.release.serving import Scorer
 
 STORED = ("name", "column", "kind", "separator", "weight", "derive")
@@ -157,50 +155,73 @@ def _scored_by(run: Run, version: str, splits: tuple[str, ...]) -> pa.Table | st
             scorer = Scorer(found.folder)
         except UserError as error:
             return str(error)
+        began = _pinned_day(run, scorer)
         if run.day is not None and version != run.day.champion:
-            _check_unseen(run, run.day, version, scorer)
+            _check_unseen(run.day, version, began)
         try:
             here = _has_columns(run, scorer)
             theirs = _predict(scorer, *((run.dataset, splits) if here else _ingested_again(run, scorer)))
+            ours = _samples(run.dataset, splits)
+            place = pc.index_in(ours["sample"], value_set=theirs["sample"].combine_chunks())
+            both = ours.filter(pc.is_valid(place))
+            scored = both.append_column("probability", theirs["probability"].take(place.drop_null()))
+            return _unseen(run.day, began, scored).drop_columns("time")
         except UserError as error:
             return str(error)
         finally:
             storage.delete(_scratch(run))
-    ours = _samples(run.dataset, splits)
-    place = pc.index_in(ours["sample"], value_set=theirs["sample"].combine_chunks())
-    both = ours.filter(pc.is_valid(place))
-    return both.append_column("probability", theirs["probability"].take(place.drop_null()))
 
 
-def _check_unseen(run: Run, day: Day, version: str, scorer: Scorer) -> None:
+def _pinned_day(run: Run, scorer: Scorer) -> Day | None:
+    """The day whose run trained this model; None where its run was over whole logs or is not in this storage."""
+    uri = storage.join(run.config.storage.root, "runs", scorer.description.run_key[:12], "inputs.json")
+    day = storage.read_json(uri).get("day") if storage.exists(uri) else None
+    return None if day is None else Day.model_validate(day)
+
+
+def _check_unseen(day: Day, version: str, trained: Day | None) -> None:
     """A reference must not have been trained on rows that it is to judge.
 
     Raises:
         ConfigError: it was, or nobody knows.
     """
-    key = scorer.description.run_key[:12]
-    uri = storage.join(run.config.storage.root, "runs", key, "inputs.json")
-    pinned = (storage.read_json(uri).get("day") if storage.exists(uri) else None) or {}
-    if "cut" not in pinned:
+    if trained is None:
         raise ConfigError(
-            f"gate.reference = {version}: {uri} does not say through which day it was trained, so it may have seen "
-            "the rows that judge; choose a version of a day's run"
+            f"gate.reference = {version}: no day's run in storage.root trained it, so it may have seen the rows that "
+            "judge; choose a version of a day's run"
         )
-    if pinned["cut"] > day.cut:
+    if trained.cut > day.cut:
         raise ConfigError(
-            f"gate.reference = {version} was trained as of {pinned['as_of']} and has seen rows of {day.as_of}; "
+            f"gate.reference = {version} was trained as of {trained.as_of} and may have seen rows of {day.as_of}; "
             "choose an earlier version"
         )
 
 
+def _unseen(day: Day | None, trained: Day | None, scored: pa.Table) -> pa.Table:
+    """The rows that the champion was not trained on.
+
+    A window goes on where its weights end; training that starts from nothing takes the rows of before as well.
+    """
+    if day is None or day.checkpoint or not day.champion:
+        return scored
+    if trained is None:
+        raise UserError(
+            f"version {day.champion}: no day's run in storage.root trained it, so it may have seen the rows"
+        )
+    tail = pc.and_(pc.equal(scored["day"], trained.as_of), pc.greater_equal(scored["time"], trained.cut))
+    return scored.filter(pc.or_(pc.greater(scored["day"], trained.as_of), tail))
+
+
 def _samples(dataset: Reference, splits: tuple[str, ...]) -> pa.Table:
-    """(sample, label, day) of the splits' rows, in stored order."""
+    """(sample, label, time, day) of the splits' rows, in stored order."""
     known = Dataset.load(dataset)
-    tables = [pa.table({"sample": pa.array([], pa.string()), "label": pa.array([], pa.float32())})]
+    schema = pa.schema({"sample": pa.string(), "label": pa.float32(), "time": pa.int64()})
+    tables = [schema.empty_table()]
     parts = []
     for split in splits:
-        for batch in Stream(dataset, split, [LABEL, FILE, ROW]).batches(BATCH):
-            tables.append(pa.table({"sample": sample_ids(batch, known.files), "label": batch[LABEL]}))
+        for batch in Stream(dataset, split, [LABEL, TIME, FILE, ROW]).batches(BATCH):
+            columns = [sample_ids(batch, known.files), batch[LABEL], batch[TIME]]
+            tables.append(pa.table(columns, schema=schema))
         parts += [np.full(segment.stop - segment.start, segment.part) for segment in known.splits[split]]
     days = pa.array(np.concatenate(parts) if parts else [], pa.string())
     return pa.concat_tables(tables).append_column("day", days)
@@ -233,7 +254,8 @@ def _stored(field: FieldSpec) -> tuple[str, ...]:
 def _ingested_again(run: Run, scorer: Scorer) -> tuple[Reference, tuple[str, ...]]:
     """A feature store of the same logs with the scorer's fields, and the splits with the rows: of a day all."""
     from des_core.data import features, sources
-    from des_core.data.ingestion import Ingestion, Job
+    from des_core.data.dataset import dataset_of
+    from des_core.data.encoding import specs_of
 
     theirs = scorer.description.config.source
     keys = set(FieldConfig.model_fields)
@@ -244,37 +266,15 @@ def _ingested_again(run: Run, scorer: Scorer) -> tuple[Reference, tuple[str, ...
     if run.day is None:
         return features.ingest(config), ("test",)
     wanted = {segment.part for segments in Dataset.load(run.dataset).splits.values() for segment in segments}
-    files = features.source_files(config)
-    # Without a date in their path, days are those of the events.
-    jobs = [Job("", tuple(files["all"]))] if "all" in files else [Job(day, tuple(files[day])) for day in files]
-    jobs = [job for job in jobs if not job.part or job.part in wanted]
-    ingestion = Ingestion(config, source)
-    manifests = {name: part for job in jobs for name, part in ingestion.parts(job).items() if name in wanted}
-    if wanted - set(manifests):
-        raise DataError(f"the logs of {', '.join(sorted(wanted - set(manifests)))} are gone")
-    return _whole(config, ingestion, manifests), ("train",)
-
-
-def _whole(config: Config, ingestion: Ingestion, manifests: dict[str, PartManifest]) -> Reference:
-    """The manifest of a store all of whose rows are of one split."""
-    files: list[str] = []
-    parts = {}
-    for name, manifest in manifests.items():
-        parts[name] = manifest.part.model_copy(update={"first_file": len(files)})
-        files += [digest[:16] for digest in manifest.sources[: manifest.files]]
-    segments = tuple(Segment(part=name, start=0, stop=part.rows) for name, part in parts.items())
-    dataset = Dataset(
-        spec=ingestion.spec,
-        task=config.source.task,
-        fields=ingestion.specs,
-        has_group=bool(ingestion.source.group),
-        has_time=bool(ingestion.source.time),
-        parts=parts,
-        splits={"train": segments, "valid": (), "test": ()},
-        files=tuple(files),
-        stats={},
-    )
-    return dataset.write(storage.join(ingestion.root, "manifest.json"))
+    files = features.day_files(config)
+    if wanted - set(files):
+        raise DataError(f"the logs of {', '.join(sorted(wanted - set(files)))} are gone")
+    manifests = features.ingest_days(config, {day: files[day] for day in sorted(wanted)})
+    segments = tuple(Segment(part=day, start=0, stop=made.part.rows) for day, made in manifests.items())
+    splits: dict[str, tuple[Segment, ...]] = {"train": segments, "valid": (), "test": ()}
+    root = storage.join(config.storage.root, "features")
+    dataset = dataset_of(config, source, specs_of(declared), root, manifests, splits)
+    return dataset.write(storage.join(root, "manifest.json")), ("train",)
 
 
 def _scratch(run: Run) -> str:

@@ -34,6 +34,7 @@ COMMANDS = [
     "lineage",
     "plan",
     "generate",
+    "day",
 ]
 
 

@@ -317,9 +317,9 @@ def test_intervals_are_seconds() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["storage.root=runs/shop"], "storage.root = 'runs/shop' is relative"),
-        (["registry.tracking_uri=sqlite:///mlflow.db"], "tracking_uri = 'sqlite:///mlflow.db' is relative"),
-        (["source.path=logs/{day}.csv"], "source.path = 'logs/{day}.csv' is relative"),
+        (["storage.root=runs/shop"], "storage.root = 'runs/shop' is a relative path"),
+        (["registry.tracking_uri=sqlite:///mlflow.db"], "tracking_uri = 'sqlite:///mlflow.db' is a relative path"),
+        (["source.path=logs/{day}.csv"], "source.path = 'logs/{day}.csv' is a relative path"),
         (["storage.root=/database"], "storage.root = /database is not on the cluster's volume; put it under /data"),
         (["source.path=/home/me/{day}.csv"], "source.path = /home/me/{day}.csv is not on the cluster's volume"),
         (["registry.tracking_uri=sqlite:////root/m.db"], "tracking_uri = sqlite:////root/m.db is a file that goes"),
@@ -350,7 +350,7 @@ def test_a_registry_on_the_volume_will_do(
 
 
 def test_a_wrong_day_is_refused(capsys: pytest.CaptureFixture[str], kubeflow: KubeflowStub, toml: str) -> None:
-    assert "write a date like 2026-01-31" in refused(capsys, "submit", "-c", toml, *settings(), "--as-of", "tomorrow")
+    assert "write it like 2026-01-31" in refused(capsys, "submit", "-c", toml, *settings(), "--as-of", "tomorrow")
 
 
 def test_the_token_opens_and_nothing_else_does(
