@@ -11,14 +11,14 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import suppress
 
 from components._launch import MODULES, THREADS, Role, explain, pace
 from components._progress import Progress
+from components._tied import told_to_end
 from des_core import log, storage
 from des_core.config import ClusterConfig, Config
 from des_core.errors import ConfigError, DesError, UserError, WorkerError
@@ -62,13 +62,14 @@ def launch(
     check(config)
     jobs = jobs or connect()
     job = job_of(role, run, resume, profile, module)
-    with _told_to_end(), Progress(pace()) as progress:
+    with told_to_end(), Progress(pace()) as progress:
         story = _Story(run, role, progress)
         try:
             jobs.submit(job)
             log.emit("job", name=job.name, nodes=job.nodes, nproc_per_node=job.nproc_per_node, image=job.image)
             state = _follow(jobs, job, config.cluster, story)
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, BrokenPipeError):
+            # A pipe breaks when whoever runs this step is gone.
             _let_go(jobs, job)
             raise
         finally:
@@ -156,8 +157,8 @@ class _Story:
         if event:
             self.step = int(event["step"]) if event["event"] == "step" else self.step
             self._progress.show(event)
-        else:
-            print(line, flush=True)
+        elif not sys.stderr.isatty():
+            print(line, file=sys.stderr, flush=True)
 
     def keep(self) -> None:
         """Write the log, whole."""
@@ -286,6 +287,8 @@ def _why(job: Job, state: State, cluster: ClusterConfig, story: _Story) -> DesEr
     if pod:
         said = ": ".join(filter(None, [pod.reason, pod.message]))
         return WorkerError(f"pod {pod.pod} ended ({said[:300]}) {story.further}")
+    # Who lost a peer's connection tells of it too, and often sooner than the peer of its own end.
+    errors.sort(key=lambda event: bool(re.search(r"gloo|has not answered|[Cc]onnection", event["message"])))
     told = {"code": 1, "message": errors[0]["message"]} if errors else None
     error = explain(told, output, story.further)
     last = next(
@@ -303,27 +306,11 @@ def _let_go(jobs: Jobs, job: Job) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    log.emit("deleting", job=job.name)
+    why = "this step was told to end"
     try:
         jobs.delete(job, GRACE_S)
+        event = "deleted"
     except DesError as error:
-        log.emit("left", job=job.name, why=str(error))
-
-
-@contextmanager
-def _told_to_end() -> Iterator[None]:
-    """SIGTERM raises SystemExit inside the block, as SIGINT raises KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        event, why = "left", str(error)
+    with suppress(BrokenPipeError):
+        log.emit(event, job=job.name, why=why)

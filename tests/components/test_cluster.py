@@ -126,7 +126,7 @@ def test_worker_0_is_heard_and_its_log_kept(tmp_path: Path, capfd: pytest.Captur
     _cluster.launch("train", run, jobs=Scripted(State("running"), State("succeeded"), lines=lines, result=trained(run)))
     said = capfd.readouterr()
     assert "event=step step=7 of=10" in said.err
-    assert "a word of no meaning" in said.out
+    assert "a word of no meaning" in said.err
     assert storage.read_bytes(run.path("train.log")).decode().splitlines() == list(lines)
 
 
@@ -165,6 +165,17 @@ SUMMARY = ("  rank      : 1 (local_rank: 0)", "  exitcode  : -9 (pid: 11)")
             State("failed", fallen=(fell("Error", "event=error code=1 worker=1 message='worker 1 crashed (X: y)'"),)),
             WorkerError,
             r"worker 1 crashed \(X: y\) at step 7; see .*train.log; .*",
+        ),
+        (
+            State(
+                "failed",
+                fallen=(
+                    fell("Error", "event=error code=1 worker=0 message='worker 0 crashed (X: gloo: reset by peer)'"),
+                    fell("Error", "event=error code=1 worker=1 message='worker 1 crashed (MemoryError: )'"),
+                ),
+            ),
+            WorkerError,
+            r"worker 1 crashed \(MemoryError: \) at step 7; .*",
         ),
         (
             State("failed", fallen=(fell("Error", "sh: torchrun: not found", "", code=127),)),
