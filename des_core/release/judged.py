@@ -10,6 +10,7 @@ from typing import Any
 
 from des_core.release import figures
 from des_core.release.markup import (
+    MOST_ROWS,
     Html,
     amount,
     bar,
@@ -41,6 +42,8 @@ METRICS = (
 ICONS = {"accept": "&#10003;", "reject": "&#10005;", "inconclusive": "?", "not_comparable": "?"}
 FIRST_REASONS = 5
 """More are folded: the first one decided, and the checks have them all."""
+LONGEST_LINE = 400
+"""Characters of a reason or of what a check is about: both may quote a value of the logs."""
 LARGE_SHIFT = 0.25
 """A PSI above it is usually called a large shift."""
 
@@ -78,7 +81,7 @@ def decision(verdict: Document | None, version: Document | None, day: str) -> Ht
     listed = _list(reasons[:FIRST_REASONS])
     if reasons[FIRST_REASONS:]:
         folded = count(len(reasons) - FIRST_REASONS, "more reason")
-        listed += f"<details><summary>{folded}</summary>{_list(reasons[FIRST_REASONS:])}</details>"
+        listed += f"<details><summary>{folded}</summary>{_list(reasons[FIRST_REASONS:MOST_ROWS])}</details>"
     fault = f'<p class="fault">{markup(_fault(day))}</p>' if verdict.get("data_at_fault") else ""
     return Html(
         f'<section class="verdict {style}"><span class="icon" aria-hidden="true">{ICONS[outcome]}</span>'
@@ -87,7 +90,7 @@ def decision(verdict: Document | None, version: Document | None, day: str) -> Ht
 
 
 def _list(lines: list[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
+    return f"<ul>{''.join(f'<li>{escape(cut(line, LONGEST_LINE))}</li>' for line in lines)}</ul>" if lines else ""
 
 
 def _fault(day: str) -> Html:
@@ -182,7 +185,7 @@ def checks(verdict: Document | None) -> Html:
         return Html("")
     rows = [
         [
-            under(cut(str(line["name"])), str(line.get("about") or "")),
+            under(cut(str(line["name"])), cut(str(line.get("about") or ""), LONGEST_LINE)),
             state(line["kept"]),
             amount(line.get("value")),
             amount(line.get("bound"), rounded=False),
@@ -207,7 +210,7 @@ def slices(verdict: Document | None) -> Html:
         drawn = figures.difference_bar(line.get("difference"), line.get("low"), reach or 1.0)
         rows.append(
             [
-                under(f"{line['field']} = {cut(str(line['value']))}", f"{line['samples']:,} rows"),
+                under(f"{cut(str(line['field']))} = {cut(str(line['value']))}", f"{line['samples']:,} rows"),
                 state(line["kept"]),
                 number(line.get("auc")),
                 number(line.get("champion_auc")),
