@@ -39,6 +39,8 @@ SEEN_S = 20.0
 """How long a result may take to be seen on a shared volume."""
 GRACE_S = 15.0
 """For the deletion of a job by a step that was told to end; Kubernetes kills it after 30 s."""
+KILLED = 128 + signal.SIGKILL
+"""Exit code of a container that was killed."""
 LATE_S = 60.0
 """The operator ends a job at its deadline; this much later we do."""
 
@@ -288,8 +290,11 @@ def _why(job: Job, state: State, cluster: ClusterConfig, story: _Story) -> DesEr
         said = ": ".join(filter(None, [pod.reason, pod.message]))
         return WorkerError(f"pod {pod.pod} ended ({said[:300]}) {story.further}")
     # Who lost a peer's connection tells of it too, and often sooner than the peer of its own end.
-    errors.sort(key=lambda event: bool(re.search(r"gloo|has not answered|[Cc]onnection", event["message"])))
-    told = {"code": 1, "message": errors[0]["message"]} if errors else None
+    own = [event for event in errors if not re.search(r"gloo|has not answered|[Cc]onnection", event["message"])]
+    killed = next((one for one in state.fallen if one.code == KILLED), None)
+    if killed and not own:
+        return WorkerError(f"pod {killed.pod} was killed (exit code {KILLED}) {story.further}")
+    told = {"code": 1, "message": (own or errors)[0]["message"]} if errors else None
     error = explain(told, output, story.further)
     last = next(
         (f"{one.pod}: {line.strip()}" for one in state.fallen for line in reversed(one.lines) if line.strip()), ""

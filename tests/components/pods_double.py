@@ -109,7 +109,7 @@ class LocalPods:
 
     def _fallen(self, job: Job, index: int, code: int) -> Fallen:
         lines = tuple(self._log(index).read_text().splitlines()[-40:])
-        return Fallen(f"{job.name}-worker-{index}", "Error", "", code, "", lines)
+        return Fallen(f"{job.name}-worker-{index}", "Error", "", code if code > 0 else 128 - code, "", lines)
 
 
 def _value(variable: dict[str, Any], fields: dict[str, str]) -> str:

@@ -351,7 +351,9 @@ def test_the_rendered_pods_train_and_a_killed_ones_work_is_gone_on_with(tmp_path
 
     killer = threading.Thread(target=kill_soon)
     killer.start()
-    with pytest.raises(WorkerError, match=r"-worker-1.*the next attempt goes on from the last checkpoint"):
+    with pytest.raises(
+        WorkerError, match=r"-worker-1 was killed \(exit code 137\).*the next attempt goes on from the last checkpoint"
+    ):
         _cluster.launch("train", run, jobs=jobs)
     killer.join()
     assert not storage.exists(run.path("training.json"))
