@@ -20,7 +20,7 @@ from components._launch import MODULES, THREADS, Role, explain, pace
 from components._progress import Progress
 from components._tied import told_to_end
 from des_core import log, storage
-from des_core.config import ClusterConfig, Config
+from des_core.config import ClusterConfig, Config, without_passwords
 from des_core.errors import ConfigError, DesError, UserError, WorkerError
 from des_core.run import Run
 from k8s.jobs import Job, Jobs, State, connect, in_pod
@@ -88,10 +88,15 @@ def check(config: Config) -> None:
     """Nothing, if this process can hand work to a cluster.
 
     Raises:
-        ConfigError: no usable image, or a storage.root that only this machine has.
+        ConfigError: no usable image, or a storage.root that only this machine can reach.
     """
     image_of(config)
     root = config.storage.root
+    if without_passwords(root) != root:
+        raise ConfigError(
+            f"storage.root = {without_passwords(root)!r} holds a password, which is not written where workers would "
+            "read it; give it to PodTemplate des-worker as a secret, like AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     if not in_pod() and "://" not in root:
         raise ConfigError(
             f"storage.root = {root!r} is a folder of this machine, which the job's pods cannot see; "

@@ -67,6 +67,10 @@ def resolve(config: Config, as_of: str = "") -> Done:
         raise ConfigError(
             f"as_of = {as_of!r} was not expanded by the scheduler; give a date, yesterday, or leave it empty"
         )
+    if config.cluster.backend == "pytorchjob":
+        from components import _cluster
+
+        _cluster.check(config)
     tracking.check(config.registry.tracking_uri)
     what = f"{config.model.name} on {_count(config.train.workers, 'worker')}"
     if as_of:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from components import _cluster
+from components import _cluster, _stages
 from components._launch import launch as launch_anywhere
 from components._launch import worker_environment
 from des_core import storage
-from des_core.config import load_config
+from des_core.config import StorageConfig, load_config
 from des_core.data import features
 from des_core.errors import ConfigError, DesError, UserError, WorkerError
 from des_core.run import Run, pin
@@ -267,6 +267,16 @@ def test_a_laptops_folder_cannot_be_the_jobs_storage(tmp_path: Path, monkeypatch
     with pytest.raises(ConfigError, match=r"storage.root = .* is a folder of this machine, .* s3://bucket/folder"):
         _cluster.launch("train", run, jobs=jobs)
     assert not jobs.submitted
+    with pytest.raises(ConfigError, match=r"is a folder of this machine"):
+        _stages.resolve(run.config)
+
+
+def test_a_password_in_an_address_does_not_reach_the_workers_and_is_refused(tmp_path: Path) -> None:
+    config = untrained(tmp_path).config
+    config = config.model_copy(update={"storage": StorageConfig(root="s3://me:secret@bucket/x")})
+    with pytest.raises(ConfigError, match=r"holds a password") as caught:
+        _cluster.check(config)
+    assert "secret@" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +292,7 @@ def test_a_laptops_folder_cannot_be_the_jobs_storage(tmp_path: Path, monkeypatch
     ],
 )
 def test_a_relative_path_is_an_error_on_a_cluster(tmp_path: Path, overrides: tuple[str, ...], key: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f": {key} is relative, and with cluster.backend")):
+    with pytest.raises(ConfigError, match=re.escape(f": {key} is a relative path, ")):
         config_of(tmp_path, "cluster.backend=pytorchjob", "cluster.nodes=2", *overrides)
 
 
