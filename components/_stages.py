@@ -72,6 +72,10 @@ def resolve(config: Config, as_of: str = "") -> Done:
 
         _cluster.check(config)
     tracking.check(config.registry.tracking_uri)
+    try:
+        config.check_slices(features.fields_of(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     what = f"{config.model.name} on {_count(config.train.workers, 'worker')}"
     if as_of:
         return _resolve_day(config, as_of, what)
@@ -178,6 +182,8 @@ def score(run: Run) -> Done:
     reference, kept = champion.score_new(run)
     record = NewRows.load(reference)
     who = f"version {record.version} on {record.samples:,} new rows" if record.version else "there is no champion yet"
+    if record.reason:
+        who = f"the champion cannot score the new rows: {record.reason}"
     return Done(who + _metric("", record.metrics), str(reference), kept)
 
 
@@ -246,7 +252,7 @@ def gate(run: Run) -> Done:
     if verdict.data_at_fault:
         from des_core.release import daily
 
-        daily.quarantine(run, verdict.reasons)
+        daily.quarantine(run, verdict.days_at_fault, verdict.reasons)
     what = f"{verdict.verdict}: {'; '.join(verdict.reasons)}"
     numbers = {"verdict": verdict.verdict, "reasons": list(verdict.reasons)}
     return Done(what, str(reference), unchanged, page, numbers)
