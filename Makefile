@@ -39,8 +39,9 @@ run: install
 week: install
 	$(VENV)/bin/des run -c $(CONFIG) --set run.name=week --from 2026-01-01 --to 2026-01-07 $(ARGS)
 
+# Two files at a time (tests/conftest.py says which go together); with ARGS a plain pytest.
 test: install
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest $(or $(ARGS),-n 2 --dist loadfile --no-loadscope-reorder --durations 25)
 
 check: install
 	$(VENV)/bin/ruff format --check .
