@@ -68,6 +68,10 @@ def resolve(config: Config, as_of: str = "") -> Done:
             f"as_of = {as_of!r} was not expanded by the scheduler; give a date, yesterday, or leave it empty"
         )
     tracking.check(config.registry.tracking_uri)
+    try:
+        config.check_slices(features.fields_of(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     what = f"{config.model.name} on {_count(config.train.workers, 'worker')}"
     if as_of:
         return _resolve_day(config, as_of, what)
@@ -79,7 +83,7 @@ def resolve(config: Config, as_of: str = "") -> Done:
             f"seen any of these logs; give a day: --as-of DATE, or another name: --set run.name={config.run.name}-whole"
         )
     logs = _count(len({file for part in files.values() for file in part}), "file")
-    return Done(f"{what}, {logs} of {config.source.format} logs", ALL)
+    return Done(f"{what}, {logs} of {config.source.format} logs", ALL, numbers={"as_of": ""})
 
 
 def _resolve_day(config: Config, as_of: str, what: str) -> Done:
@@ -95,11 +99,11 @@ def _resolve_day(config: Config, as_of: str, what: str) -> Done:
         log.emit("wait", day=day, hours=config.recurring.wait_hours)
         time.sleep(min(POLL_S, max(deadline - time.monotonic(), 0.0)))
     if day in days:
-        return Done(f"{what}, {day}: {_count(len(days), 'closed day')}", day)
+        return Done(f"{what}, {day}: {_count(len(days), 'closed day')}", day, numbers={"as_of": day})
     missing = config.source.ready.replace("{day}", day) if config.source.ready else "its logs"
     if config.recurring.on_missing == "fail":
         raise DataError(f"{day}: {missing} did not come; see recurring.wait_hours and recurring.on_missing")
-    return Done(f"{day}: {missing} did not come, nothing to do", ABSENT)
+    return Done(f"{day}: {missing} did not come, nothing to do", ABSENT, numbers={"as_of": day})
 
 
 def ingest_and_pin(config: Config, as_of: str = ALL) -> Done:
@@ -174,6 +178,8 @@ def score(run: Run) -> Done:
     reference, kept = champion.score_new(run)
     record = NewRows.load(reference)
     who = f"version {record.version} on {record.samples:,} new rows" if record.version else "there is no champion yet"
+    if record.reason:
+        who = f"the champion cannot score the new rows: {record.reason}"
     return Done(who + _metric("", record.metrics), str(reference), kept)
 
 
@@ -242,7 +248,7 @@ def gate(run: Run) -> Done:
     if verdict.data_at_fault:
         from des_core.release import daily
 
-        daily.quarantine(run, verdict.reasons)
+        daily.quarantine(run, verdict.days_at_fault, verdict.reasons)
     what = f"{verdict.verdict}: {'; '.join(verdict.reasons)}"
     numbers = {"verdict": verdict.verdict, "reasons": list(verdict.reasons)}
     return Done(what, str(reference), unchanged, page, numbers)

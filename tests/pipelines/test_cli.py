@@ -23,6 +23,8 @@ DES = [sys.executable, "-c", "from pipelines.cli import main; main()"]
 COMMANDS = [
     "run",
     "compile",
+    "submit",
+    "schedule",
     "ingest",
     "train",
     "evaluate",
@@ -32,6 +34,7 @@ COMMANDS = [
     "lineage",
     "plan",
     "generate",
+    "day",
 ]
 
 
