@@ -387,7 +387,7 @@ def lineage(
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Versions that led to a model, the newest first: their days, data, code and verdicts."""
+    """Versions that led to a model, back to the first."""
     from des_core.release import prediction, registry
     from pipelines import summary
 

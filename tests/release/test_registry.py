@@ -249,7 +249,8 @@ def test_the_next_day_goes_on_from_what_the_champions_tags_say(line: Line) -> No
 
 
 def test_a_chain_leads_from_a_version_to_the_first(line: Line) -> None:
-    for number, (champion, verdict) in enumerate([("", ACCEPT), ("1", REJECT), ("1", ACCEPT)], 1):
+    sure = ACCEPT.model_copy(update={"metrics": {"auc": 0.8}, "intervals": {"auc": (0.79, 0.81)}})
+    for number, (champion, verdict) in enumerate([("", ACCEPT), ("1", REJECT), ("1", sure)], 1):
         registered(line.day(number, champion), against(champion, verdict))
     name = line.whole().config.run.name
     chain = registry.chain(f"models:/{name}@champion", line.uri)
@@ -267,6 +268,8 @@ def test_a_chain_leads_from_a_version_to_the_first(line: Line) -> None:
     with registry._client(line.uri) as client:
         files = {file.path for file in client.list_artifacts(chain[0].mlflow_run)}
         assert files >= {"config.json", "environment.txt", "inputs.json", "report.json", "training.json"}
+        metrics = client.get_run(chain[0].mlflow_run).data.metrics
+        assert [metrics[f"gate/auc{end}"] for end in ("_low", "", "_high")] == [0.79, 0.8, 0.81]
         client.delete_model_version(name, "1")
     assert [link.version for link in registry.chain(f"models:/{name}/3", line.uri)] == ["3"]
 
