@@ -386,10 +386,7 @@ def lineage(
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Versions that led to a model, the newest first.
-
-    Each with its days, data, code and verdict.
-    """
+    """Versions that led to a model, back to the first."""
     from des_core.release import prediction, registry
     from pipelines import summary
 
