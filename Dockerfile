@@ -1,5 +1,5 @@
-# One image for every step and every worker.
-#   docker build -t ghcr.io/des/des-python:0.1.0 .
+# One image for every step, every worker, MLflow and serving.
+#   docker build -t ghcr.io/des/des-python:0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" .
 #   docker build -t ghcr.io/des/des-python:0.1.0-cpu --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .
 # "python" stands in the name because kfp's local runner looks for it.
 
@@ -19,9 +19,11 @@ ENV PATH=/opt/des/bin:$PATH \
     TMPDIR=/tmp \
     NUMBA_CACHE_DIR=/tmp/numba \
     MPLCONFIGDIR=/tmp/matplotlib \
+    MLFLOW_DISABLE_TELEMETRY=true \
     GIT_PYTHON_REFRESH=quiet
 
-# A passwd entry, because getpass fails for an unknown uid.
+# The base may have another user. A passwd entry, because getpass fails for an unknown uid.
+USER 0:0
 RUN groupadd --gid 10001 des \
     && useradd --uid 10001 --gid des --home-dir /tmp --no-create-home --shell /usr/sbin/nologin des \
     && python3.11 -m venv /opt/des
@@ -39,8 +41,10 @@ COPY pipelines pipelines
 COPY k8s k8s
 RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
+# Last, because they change with every build. DES_REVISION: the commit that a model's lineage names.
 ARG VERSION=0.1.0
 ARG REVISION=""
+ENV DES_REVISION=${REVISION}
 LABEL org.opencontainers.image.title="des" \
       org.opencontainers.image.description="Click models trained synchronously over many workers" \
       org.opencontainers.image.licenses="Apache-2.0" \

@@ -21,7 +21,7 @@ from des_core.config import ModelConfig, OptimizerConfig, TableConfig
 from des_core.data.batches import BUCKETS
 from des_core.engine import checkpoint
 from des_core.engine.models import build
-from des_core.engine.optimizer import dense_optimizer, state_width
+from des_core.engine.optimizer import DenseRule, state_width
 from des_core.engine.table import Table
 
 CHUNK = 1 << 18
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--rule", default="rowwise_adagrad")
     wanted = parser.parse_args()
     model = build(ModelConfig(name="fm", factors=wanted.factors), 1, 0, 0)
-    dense = dense_optimizer(OptimizerConfig(), model.parameters())
+    dense = DenseRule(OptimizerConfig(), model.parameters())
     table = filled(wanted.rows, model.row_width, wanted.rule)
     shape = checkpoint.Shape(model={}, optimizer={}, fields=("f",), tables=("f",), precision="fp32")
     head = {"run_key": "bench", "trajectory": "bench", "shape": shape, "trainer": {"step": 1}}

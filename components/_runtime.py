@@ -11,30 +11,37 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from components._stages import Done
 from des_core import log, storage
 from des_core.config import Config, parse_config
 from des_core.contracts import Reference
 from des_core.errors import DesError
-from des_core.run import Run, pin
+from des_core.release import lease
+from des_core.run import Run, reopen
 
 
-def on_config(name: str, stage: Callable[[Config], Done], config: str) -> Done:
-    """Do a stage that comes before there are data."""
-    return _told(name, config, stage)
+def on_config(name: str, stage: Callable[[Config], Done], config: str, holder: str) -> Done:
+    """Do a stage that comes before there is a run."""
+    return _told(name, config, holder, stage)
 
 
-def on_run(name: str, stage: Callable[[Run], Done], config: str, dataset: str, *inputs: str) -> Done:
-    """Do a stage of the run that ``config`` and ``dataset`` pin, after checking its ``inputs``' digests."""
+def on_run(name: str, stage: Callable[[Run], Done], config: str, holder: str, inputs: str, *others: str) -> Done:
+    """Do a stage of the run that was pinned as ``inputs``, after checking the digests of what it builds on."""
 
     def checked(parsed: Config) -> Done:
-        for reference in inputs:
+        for reference in others:
             Reference.parse(reference).read()
-        return stage(pin(parsed, Reference.parse(dataset)))
+        return stage(reopen(parsed, Reference.parse(inputs)))
 
-    return _told(name, config, checked)
+    return _told(name, config, holder, checked)
+
+
+def holder_of(run_id: str) -> tuple[str, int]:
+    """Who holds the lease, and the process whose end ends it: a local run's own, or KFP's run."""
+    local = os.environ.get("DES_LOCAL_RUN", "")
+    return (local, int(local.partition(":")[0])) if local else (run_id, 0)
 
 
 def copy_page(page: str, path: str) -> None:
@@ -44,28 +51,66 @@ def copy_page(page: str, path: str) -> None:
         file.write(storage.read_bytes(page))
 
 
-def _fail(root: str, name: str, code: int, message: str) -> NoReturn:
-    if root:
-        with contextlib.suppress(OSError):
-            storage.write_json(storage.join(root, "error.json"), {"step": name, "code": code, "message": message})
+def status_uri(config: Config, holder: str) -> str:
+    """Where a run of the pipeline notes what its steps returned, and how it failed."""
+    return storage.join(config.storage.root, "status", f"{holder.replace(':', '-')}.json")
+
+
+def end(config: str, run_id: str, state: str, error: str) -> None:
+    """Tell how the run ended, whatever happened to it, and give the lease back."""
+    from des_core.release import notice
+
+    parsed = parse_config(config, "the config of this pipeline")
+    holder, _ = holder_of(run_id)
+    try:
+        status = _status(parsed, holder)
+        notice.post(parsed, notice.outcome(parsed, status, "" if state == "SUCCEEDED" else error or state))
+    finally:
+        lease.release(parsed, holder)
+    if holder == run_id:
+        storage.delete(status_uri(parsed, holder))
+
+
+def _status(config: Config, holder: str) -> dict[str, Any]:
+    uri = status_uri(config, holder)
+    known: dict[str, Any] = storage.read_json(uri) if storage.exists(uri) else {"done": {}}
+    return known
+
+
+def _note(config: Config, holder: str, name: str, done: Done) -> None:
+    status = _status(config, holder)
+    status["done"][name] = done.reference
+    status["as_of"] = done.numbers.get("as_of", status.get("as_of", ""))
+    storage.write_json(status_uri(config, holder), status)
+
+
+def _fail(config: Config | None, holder: str, name: str, code: int, message: str) -> NoReturn:
+    if config is not None:
+        with contextlib.suppress(OSError, DesError):
+            status = _status(config, holder) | {"error": {"step": name, "code": code, "message": message}}
+            storage.write_json(status_uri(config, holder), status)
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
-def _told(name: str, config: str, stage: Callable[[Config], Done]) -> Done:
-    """Do a stage; leave ``error.json`` and the exit code of what went wrong."""
+def _told(name: str, config: str, run_id: str, stage: Callable[[Config], Done]) -> Done:
+    """Do a stage under the lease; note what came of it, and leave with the exit code of what went wrong."""
     start = time.monotonic()
     log.emit("start", name=name)
-    root = ""
+    parsed: Config | None = None
+    holder, pid = holder_of(run_id)
     try:
         parsed = parse_config(config, "the config of this pipeline")
-        root = parsed.storage.root
-        done = stage(parsed)
+        with lease.held(parsed, holder, pid):
+            done = stage(parsed)
+            _note(parsed, holder, name, done)
     except DesError as error:
-        _fail(root, name, error.exit_code, str(error))
+        _fail(parsed, holder, name, error.exit_code, str(error))
     except Exception as error:
         traceback.print_exc()
-        _fail(root, name, 1, f"{name}: unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        _fail(
+            parsed, holder, name, 1, f"{name}: unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        )
     seconds = round(time.monotonic() - start, 1)
     log.emit("done", name=name, seconds=seconds, unchanged=done.unchanged, what=done.what)
     return done

@@ -6,17 +6,27 @@ it reads from the run's folder; nothing else passes from one to the next.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from components._launch import launch
-from des_core import storage
+from des_core import log, storage
 from des_core.config import Config
 from des_core.contracts import Dataset, Reference
-from des_core.errors import ConfigError, StorageError, UserError
+from des_core.errors import ConfigError, DataError, StorageError, UserError
 from des_core.run import Run, features_uri, pin
+
+if TYPE_CHECKING:
+    from des_core.data.parts import PartManifest
+
+ALL, ABSENT = "all", "absent"
+"""What a run may be about beside a day."""
+
+POLL_S = 60.0
+"""Between two looks for a day's logs."""
 
 RESULTS = ("report.json", "report.html", "predictions.parquet", "champion.json", "gate.json", "version.json")
 """What a finished run has left beside its training."""
@@ -42,21 +52,104 @@ class Done:
 
 
 def resolve(config: Config, as_of: str = "") -> Done:
-    """Check all that can be checked before anything is computed.
+    """Check all that can be checked before anything is computed; ``reference`` is the day, "all" or "absent".
+
+    Args:
+        as_of: a date, "yesterday", or empty for whole logs.
 
     Raises:
-        UserError: logs are missing, the registry does not answer, or ``as_of`` was not expanded.
+        UserError: logs are missing, the registry does not answer, or ``as_of`` is not understood.
     """
     from des_core.data import features
-    from des_core.release import tracking
+    from des_core.release import registry, tracking
 
     if "[[" in as_of or "{{" in as_of:
-        raise ConfigError(f"as_of = {as_of!r} was not expanded by the scheduler; give a date, or leave it empty")
-    files = features.source_files(config)
+        raise ConfigError(
+            f"as_of = {as_of!r} was not expanded by the scheduler; give a date, yesterday, or leave it empty"
+        )
     tracking.check(config.registry.tracking_uri)
+    try:
+        config.check_slices(features.fields_of(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    what = f"{config.model.name} on {_count(config.train.workers, 'worker')}"
+    if as_of:
+        return _resolve_day(config, as_of, what)
+    files = features.source_files(config)
+    parent = registry.parent(config)
+    if parent is not None and parent.as_of:
+        raise UserError(
+            f"{config.run.name} is retrained by the day, and version {parent.version}, of {parent.as_of}, may have "
+            f"seen any of these logs; give a day: --as-of DATE, or another name: --set run.name={config.run.name}-whole"
+        )
     logs = _count(len({file for part in files.values() for file in part}), "file")
-    what = f"{config.model.name} on {_count(config.train.workers, 'worker')}, {logs} of {config.source.format} logs"
-    return Done(what, config.model_dump_json())
+    return Done(f"{what}, {logs} of {config.source.format} logs", ALL, numbers={"as_of": ""})
+
+
+def _resolve_day(config: Config, as_of: str, what: str) -> Done:
+    """The day, once its logs are there; "absent" where they do not come and that may be."""
+    from des_core.release import daily
+
+    day = daily.yesterday(config) if as_of == "yesterday" else daily.parse_day(as_of, "as_of")
+    deadline = time.monotonic() + config.recurring.wait_hours * 3600
+    while True:
+        days = daily.closed(config, day)
+        if day in days or time.monotonic() >= deadline:
+            break
+        log.emit("wait", day=day, hours=config.recurring.wait_hours)
+        time.sleep(min(POLL_S, max(deadline - time.monotonic(), 0.0)))
+    if day in days:
+        return Done(f"{what}, {day}: {_count(len(days), 'closed day')}", day, numbers={"as_of": day})
+    missing = config.source.ready.replace("{day}", day) if config.source.ready else "its logs"
+    if config.recurring.on_missing == "fail":
+        raise DataError(f"{day}: {missing} did not come; see recurring.wait_hours and recurring.on_missing")
+    return Done(f"{day}: {missing} did not come, nothing to do", ABSENT, numbers={"as_of": day})
+
+
+def ingest_and_pin(config: Config, as_of: str = ALL) -> Done:
+    """The feature store that a run needs, and ``inputs.json``: whole logs, or a day's window.
+
+    Args:
+        as_of: a day, or "all".
+    """
+    done = ingest(config) if as_of == ALL else _ingest_day(config, as_of)
+    run = pin(config, Reference.parse(done.reference)) if as_of == ALL else done.numbers.pop("run")
+    return replace(done, reference=str(run.reference("inputs.json")))
+
+
+def _ingest_day(config: Config, as_of: str) -> Done:
+    """Every closed day up to this one that is missing; then the window is pinned."""
+    from des_core.release import daily
+
+    parts = day_parts(config, as_of)
+    known = daily.pinned(config, as_of, parts)
+    run = daily.pin_day(config, as_of, parts)
+    assert run.day is not None
+    dataset = Dataset.load(run.dataset)
+    new, tail = dataset.rows("train"), dataset.rows("test")
+    what = f"{_count(len(run.day.days), 'day')}: {new:,} new rows before the cut, {tail:,} in the tail"
+    bad = sum(part.part.bad_rows for part in parts.values())
+    outside = sum(parts[day].outside for day in run.day.days)
+    what += f"; {_count(bad, 'bad row')} in quarantine" if bad else ""
+    what += f"; {_count(outside, 'row')} from other days" if outside else ""
+    what += f"; left out: {', '.join(run.day.left_out)}" if run.day.left_out else ""
+    unchanged = known is not None and known.key == run.key
+    return Done(what, str(run.dataset), unchanged, numbers={"run": run})
+
+
+def day_parts(config: Config, as_of: str) -> dict[str, PartManifest]:
+    """The day parts up to ``as_of``, made where they are missing.
+
+    Raises:
+        DataError: that day has no logs.
+    """
+    from des_core.data import features
+    from des_core.release import daily
+
+    files = daily.closed(config, as_of)
+    if as_of not in files:
+        raise DataError(f"{as_of}: no logs of that day; there are {', '.join(files) or 'none'}")
+    return features.ingest_days(config, files)
 
 
 def ingest(config: Config, day: str | None = None) -> Done:
@@ -73,6 +166,21 @@ def ingest(config: Config, day: str | None = None) -> Done:
     what += f"; {_count(bad, 'bad row')} in quarantine" if bad else ""
     unchanged = storage.read_bytes(uri) == before
     return Done(what, str(reference), unchanged, numbers={"rows": rows, "bad_rows": bad, "dataset": str(reference)})
+
+
+def score(run: Run) -> Done:
+    """``new_rows.json``: the champion on the window's rows, before anything is trained on them."""
+    if run.day is None:
+        return Done("whole logs: no row is new", str(run.reference("inputs.json")), unchanged=True)
+    from des_core.release import champion
+    from des_core.release.gate import NewRows
+
+    reference, kept = champion.score_new(run)
+    record = NewRows.load(reference)
+    who = f"version {record.version} on {record.samples:,} new rows" if record.version else "there is no champion yet"
+    if record.reason:
+        who = f"the champion cannot score the new rows: {record.reason}"
+    return Done(who + _metric("", record.metrics), str(reference), kept)
 
 
 def train(run: Run, resume: bool | None = None, profile: bool = False) -> Done:
@@ -137,6 +245,10 @@ def gate(run: Run) -> Done:
     page = report.write(run)
     run.publish()
     unchanged = storage.read_bytes(run.path("gate.json")) == before
+    if verdict.data_at_fault:
+        from des_core.release import daily
+
+        daily.quarantine(run, verdict.days_at_fault, verdict.reasons)
     what = f"{verdict.verdict}: {'; '.join(verdict.reasons)}"
     numbers = {"verdict": verdict.verdict, "reasons": list(verdict.reasons)}
     return Done(what, str(reference), unchanged, page, numbers)
@@ -158,22 +270,37 @@ def register(run: Run) -> Done:
     return Done(what, str(reference), adopted, page, numbers | {"accepted": record.accepted})
 
 
-def settled(config: Config) -> Done | None:
-    """The registered version of this config and the present logs, if all its results are there."""
+def settled(config: Config, as_of: str = "") -> Run | None:
+    """The run of this config and the present logs, if it is registered and all its results are there."""
     from des_core.release import registry
 
-    if not _ingested(config):
-        return None
-    run = pin(config)
-    if not _trained(run) or not all(storage.exists(run.path(name)) for name in RESULTS):
+    run = _known_day(config, as_of) if as_of else pin(config) if _ingested(config) else None
+    if run is None or not _trained(run) or not all(storage.exists(run.path(name)) for name in RESULTS):
         return None
     standing = registry.standing(run)
     record = registry.Registered.load(run.reference("version.json"))
     if standing.version != record.version:
         return None
-    reference = record.model_copy(update={"aliases": standing.aliases}).write(run.path("version.json"))
+    record.model_copy(update={"aliases": standing.aliases}).write(run.path("version.json"))
     run.publish()
-    return Done(f"unchanged, version {standing.version}", str(reference), True)
+    return run
+
+
+def _known_day(config: Config, as_of: str) -> Run | None:
+    """The day's run, if its logs are ingested as they are now and it was pinned."""
+    from des_core.data import parts, paths, sources
+    from des_core.release import daily
+
+    root = features_uri(config).rpartition("/")[0]
+    sides = tuple(paths.digest_of(join.path) for join in sources.source_of(config).join)
+    found: dict[str, PartManifest] = {}
+    for day, files in daily.closed(config, as_of).items():
+        part = parts.whole_part(root, day)
+        made_of = (*map(paths.digest_of, files), *sides)
+        if part is None or (part.spec, part.sources) != (config.features_digest, made_of):
+            return None
+        found[day] = part
+    return daily.pinned(config, as_of, found) if as_of in found else None
 
 
 def headline(report: dict[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from components._step import step
 
 
 @step
-def evaluate(config: str, dataset: str, training: str, metrics: Output[Metrics], page: Output[HTML]) -> str:
+def evaluate(config: str, inputs: str, training: str, run_id: str, metrics: Output[Metrics], page: Output[HTML]) -> str:
     """Reference of report.json."""
     from components import _runtime, _stages
 
-    done = _runtime.on_run("evaluate", _stages.evaluate, config, dataset, training)
+    done = _runtime.on_run("evaluate", _stages.evaluate, config, run_id, inputs, training)
     _runtime.copy_page(done.page, page.path)
     for name, value in done.numbers.items():
         metrics.log_metric(name, value)

@@ -1,11 +1,13 @@
-"""Raw logs -> feature store."""
+"""Raw logs -> feature store, and what the run is pinned to."""
 
 from components._step import step
 
 
 @step
-def ingest(config: str) -> str:
-    """Reference of the data manifest."""
+def ingest(config: str, as_of: str, run_id: str) -> str:
+    """Reference of inputs.json."""
+    from functools import partial
+
     from components import _runtime, _stages
 
-    return _runtime.on_config("ingest", _stages.ingest, config).reference
+    return _runtime.on_config("ingest", partial(_stages.ingest_and_pin, as_of=as_of), config, run_id).reference

@@ -1,13 +1,13 @@
-"""First step: everything that can be checked before work begins."""
+"""First step: everything that can be checked before work begins, and which day it is about."""
 
 from components._step import step
 
 
 @step
-def resolve(config: str, as_of: str = "") -> str:
-    """The resolved config, once logs and registry are known to be there."""
+def resolve(config: str, as_of: str, run_id: str) -> str:
+    """The day, or "all" for whole logs, or "absent": the DAG's only condition."""
     from functools import partial
 
     from components import _runtime, _stages
 
-    return _runtime.on_config("resolve", partial(_stages.resolve, as_of=as_of), config).reference
+    return _runtime.on_config("resolve", partial(_stages.resolve, as_of=as_of), config, run_id).reference

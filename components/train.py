@@ -4,8 +4,8 @@ from components._step import step
 
 
 @step
-def train(config: str, dataset: str) -> str:
+def train(config: str, inputs: str, scored: str, run_id: str) -> str:
     """Reference of training.json."""
     from components import _runtime, _stages
 
-    return _runtime.on_run("train", _stages.train, config, dataset).reference
+    return _runtime.on_run("train", _stages.train, config, run_id, inputs, scored).reference

@@ -23,6 +23,9 @@ LABEL, TIME, GROUP, FILE, ROW = "_label", "_time", "_group", "_file", "_row"
 1970 UTC (null where the log has none), int64 key of the group, int32 position in ``Dataset.files`` counted from
 the part's ``first_file``, int64 row in that file."""
 
+DAY_MICROS = 86_400_000_000
+"""Microseconds of a day."""
+
 WEIGHT = "weight:"
 """Prefix of the column with a field's weights: float32, or list<float32> for a multi field."""
 

@@ -1,6 +1,16 @@
-"""Exact metrics of predictions, over all samples at once.
+"""Exact metrics of predictions, over all samples at once, and how far chance alone may move them.
 
-Dims: B samples.
+The AUC is a mean over pairs of a positive i and a negative j, so its variance is that of two means (DeLong):
+
+    V_i = share of negatives scored below positive i        W_j = share of positives scored above negative j
+    cov(AUC_m, AUC_n) = cov(V_m, V_n) / positives + cov(W_m, W_n) / negatives
+
+V and W follow from midranks, in O(B log B). Of models that score the same rows only the part that differs is noise,
+so the interval of a difference is far narrower than those of the two AUCs.
+
+Sources: DeLong et al., "Comparing the areas under two or more correlated ROC curves", Biometrics 1988; Sun and Xu,
+"Fast implementation of DeLong's algorithm", IEEE Signal Processing Letters 2014.
+Dims: B samples, M models, P positives, N negatives.
 """
 
 from __future__ import annotations
@@ -12,6 +22,12 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 EPS = 1e-15
+
+Z95 = 1.959963984540054
+"""A normal variable lies within so many deviations of its mean 95 % of the time."""
+
+Interval = tuple[float, float]
+"""The 95 % interval of a number: low, high."""
 
 
 def auc(labels_B: Array, scores_B: Array) -> float | None:
@@ -27,6 +43,74 @@ def auc(labels_B: Array, scores_B: Array) -> float | None:
     return float((ranks_B[positive_B].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def delong(labels_B: Array, scores_MB: Array) -> tuple[Array, Array]:
+    """AUCs [M] of models that scored the same rows, and their covariance [M, M].
+
+    Raises:
+        ValueError: a class has fewer than two samples, which show no variance.
+    """
+    positive_B = labels_B > 0.5
+    positives, negatives = int(positive_B.sum()), int((~positive_B).sum())
+    if min(positives, negatives) < 2:
+        raise ValueError(f"{positives} positives and {negatives} negatives: the variance of AUC needs two of each")
+    ranks_MB = np.stack([_ranks(scores_B) for scores_B in scores_MB])
+    within_MP = np.stack([_ranks(scores_B[positive_B]) for scores_B in scores_MB])
+    within_MN = np.stack([_ranks(scores_B[~positive_B]) for scores_B in scores_MB])
+    wins_MP = (ranks_MB[:, positive_B] - within_MP) / negatives
+    wins_MN = 1 - (ranks_MB[:, ~positive_B] - within_MN) / positives
+    covariance_MM = np.atleast_2d(np.cov(wins_MP)) / positives + np.atleast_2d(np.cov(wins_MN)) / negatives
+    return wins_MP.mean(axis=1), covariance_MM
+
+
+def auc_interval(labels_B: Array, scores_B: Array) -> Interval:
+    """The 95 % interval of an AUC; raises as ``delong``."""
+    (value,), ((variance,),) = delong(labels_B, scores_B[None])
+    low, high = around(float(value), float(variance) ** 0.5)
+    return max(low, 0.0), min(high, 1.0)
+
+
+def auc_difference(labels_B: Array, ours_B: Array, theirs_B: Array) -> tuple[float, Interval]:
+    """AUC of ours - AUC of theirs on the same rows, and its 95 % interval; raises as ``delong``."""
+    (ours, theirs), ((own, both), (_, other)) = delong(labels_B, np.stack([ours_B, theirs_B]))
+    # Of equal scores nothing is left but rounding.
+    difference, variance = float(ours - theirs), max(float(own + other - 2 * both), 0.0)
+    return difference, around(difference, variance**0.5)
+
+
+def rmse_difference(labels_B: Array, ours_B: Array, theirs_B: Array) -> tuple[float, Interval]:
+    """RMSE of ours - RMSE of theirs on the same rows, and its 95 % interval by the delta method."""
+    squares_MB = (np.stack([ours_B, theirs_B]).astype(np.float64) - labels_B) ** 2
+    ours, theirs = np.sqrt(squares_MB.mean(axis=1))
+    pulls_B = squares_MB[0] / (2 * max(ours, EPS)) - squares_MB[1] / (2 * max(theirs, EPS))
+    return float(ours - theirs), around(float(ours - theirs), _error_of_mean(pulls_B))
+
+
+def around(value: float, deviation: float) -> Interval:
+    """The 95 % interval of a normal variable."""
+    return value - Z95 * deviation, value + Z95 * deviation
+
+
+def _error_of_mean(values_B: Array) -> float:
+    return float(values_B.std(ddof=1) / len(values_B) ** 0.5) if len(values_B) > 1 else 0.0
+
+
+def intervals(task: str, labels_B: Array, predictions_B: Array) -> dict[str, Interval]:
+    """The 95 % intervals of a task's metrics, by name, as far as the rows show them."""
+    if task == "rating":
+        squares_B = (predictions_B.astype(np.float64) - labels_B) ** 2
+        rmse = float(squares_B.mean()) ** 0.5
+        return {"rmse": around(rmse, _error_of_mean(squares_B) / (2 * max(rmse, EPS)))}
+    found = {"logloss": around(logloss(labels_B, predictions_B), _error_of_mean(_losses(labels_B, predictions_B)))}
+    observed, predicted = float(labels_B.sum()), float(predictions_B.sum(dtype=np.float64))
+    if observed:
+        # Of a ratio of sums: how far each sample pulls it.
+        pulls_B = (predictions_B - predicted / observed * labels_B) * len(labels_B) / observed
+        found["calibration"] = around(predicted / observed, _error_of_mean(pulls_B))
+    if 2 <= observed <= len(labels_B) - 2:
+        found["auc"] = auc_interval(labels_B, predictions_B)
+    return found
+
+
 def _ranks(scores_B: Array) -> Array:
     """Ranks from 1, equal scores sharing their mean rank."""
     order = np.argsort(scores_B, kind="stable")
@@ -40,8 +124,13 @@ def _ranks(scores_B: Array) -> Array:
 
 def logloss(labels_B: Array, probabilities_B: Array) -> float:
     """Mean negative log likelihood, in nats."""
+    return float(np.mean(_losses(labels_B, probabilities_B)))
+
+
+def _losses(labels_B: Array, probabilities_B: Array) -> Array:
     p = np.clip(probabilities_B.astype(np.float64), EPS, 1 - EPS)
-    return float(-np.mean(labels_B * np.log(p) + (1 - labels_B) * np.log1p(-p)))
+    losses_B: Array = -(labels_B * np.log(p) + (1 - labels_B) * np.log1p(-p))
+    return losses_B
 
 
 def normalised_entropy(labels_B: Array, probabilities_B: Array) -> float | None:

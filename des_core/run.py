@@ -42,9 +42,11 @@ class Day(Record):
     cut: int
     """Event time in microseconds since 1970 UTC: the day's rows from it on are the tail, which only judges."""
     champion: str = ""
-    """Version of the champion that training goes on from, or empty."""
+    """Version of the champion that the candidate is compared with, or empty."""
     checkpoint: str = ""
-    """Reference of the champion's checkpoint, its path relative to storage.root."""
+    """Reference of the weights that training goes on from, its path relative to storage.root; empty: from none."""
+    kept: tuple[str, ...] = ()
+    """Fields that mean the same to those weights."""
     trained_through: int = 0
     """The champion's cut; 0 without one."""
 
@@ -63,6 +65,8 @@ class Run:
     def trajectory(self) -> str:
         """sha256 of what decides the weights at each step; runs that share it may continue each other."""
         text = f"{self.config.run.name}\n{self.config.trajectory_digest}\n{self.dataset.sha256}"
+        if self.day is not None:
+            text += f"\n{self.day.checkpoint.rpartition('#')[2]}\n{self.config.recurring.epochs}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -74,6 +78,13 @@ class Run:
     def checkpoints(self) -> str:
         """Address of this run's checkpoints."""
         return storage.join(self.config.storage.root, "checkpoints", self.key[:12])
+
+    @property
+    def champion_checkpoint(self) -> Reference | None:
+        """The weights that training goes on from, if it does."""
+        if self.day is None or not self.day.checkpoint:
+            return None
+        return under_root(self.config, self.day.checkpoint)
 
     def path(self, name: str) -> str:
         """Address of one result."""
@@ -94,6 +105,18 @@ class Run:
             if storage.exists(self.path(page)):
                 storage.write_bytes(storage.join(root, page), storage.read_bytes(self.path(page)))
         storage.write_bytes(storage.join(root, "latest"), f"{self.key[:12]}\n".encode())
+
+
+def under_root(config: Config, relative: str) -> Reference:
+    """A reference whose path is relative to storage.root, which may have moved."""
+    reference = Reference.parse(relative)
+    elsewhere = reference.uri.startswith("/") or "://" in reference.uri
+    return reference if elsewhere else Reference(storage.join(config.storage.root, reference.uri), reference.sha256)
+
+
+def relative_to_root(config: Config, reference: Reference) -> str:
+    """The other way round."""
+    return str(Reference(reference.uri.removeprefix(config.storage.root.rstrip("/") + "/"), reference.sha256))
 
 
 def features_uri(config: Config) -> str:
@@ -126,9 +149,22 @@ def pin(config: Config, dataset: Reference | None = None, day: Day | None = None
                 "name": config.run.name,
                 "run_key": run.key,
                 "config_digest": config.digest,
-                "dataset": str(dataset),
-                "config": config.model_dump(mode="json"),
+                "dataset": relative_to_root(config, dataset),
+                "config": config.recorded.model_dump(mode="json"),
                 "day": None if day is None else day.model_dump(mode="json"),
             },
         )
     return run
+
+
+def reopen(config: Config, inputs: Reference) -> Run:
+    """The run that was pinned as ``inputs`` (runs/KEY/inputs.json).
+
+    Raises:
+        UserError: it was pinned with another config.
+    """
+    pinned = inputs.read()
+    if pinned["config_digest"] != config.digest:
+        raise UserError(f"{inputs.uri} was pinned with another config; run the steps before this one again")
+    day = None if pinned["day"] is None else Day.model_validate(pinned["day"])
+    return pin(config, under_root(config, pinned["dataset"]), day)

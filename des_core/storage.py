@@ -14,19 +14,78 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, BinaryIO, cast
 
 from pyarrow import fs as pafs
 
-from des_core.errors import StorageError
+from des_core.errors import StorageError, UserError
+
+CONNECT_S, REQUEST_S = 5.0, 60.0
+"""An object store that does not answer this long is tried again, and after three times it is an error."""
 
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system and the path inside it for a local path or a ``scheme://`` address."""
-    if "://" in uri:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
-        return filesystem, path
-    return pafs.LocalFileSystem(), os.path.abspath(uri)
+    """The file system and the path inside it for a local path or an address; names are taken as they stand.
+
+    Raises:
+        StorageError: no such bucket, or its store does not answer.
+        UserError: an address of another kind, or with a password in it.
+    """
+    scheme, mark, rest = uri.partition("://")
+    if not mark:
+        return pafs.LocalFileSystem(), os.path.abspath(uri)
+    if scheme == "file":
+        return pafs.LocalFileSystem(), os.path.abspath(rest)
+    bucket, _, key = rest.partition("/")
+    if "@" in bucket or ":" in bucket:
+        raise UserError(
+            f"{scheme}://***@{bucket.rpartition('@')[2]}: an address is stored with every result; "
+            "give keys and endpoint in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"
+        )
+    if scheme not in ("s3", "gs") or not bucket:
+        raise UserError(f"{uri}: write a place in storage as a path, s3://BUCKET/PATH or gs://BUCKET/PATH")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    return _store(scheme, bucket, endpoint), f"{bucket}/{key}".rstrip("/")
+
+
+@cache
+def _store(scheme: str, bucket: str, endpoint: str) -> pafs.FileSystem:
+    """One client per bucket, which was seen to be there."""
+    try:
+        if scheme == "gs":
+            filesystem = pafs.GcsFileSystem()
+        else:
+            known = bool(endpoint or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"))
+            region = None if known else pafs.resolve_s3_region(bucket)
+            filesystem = pafs.S3FileSystem(
+                region=region,
+                endpoint_override=endpoint or None,
+                connect_timeout=CONNECT_S,
+                request_timeout=REQUEST_S,
+                allow_delayed_open=True,
+            )
+        there = filesystem.get_file_info(bucket).type != pafs.FileType.NotFound
+    except OSError as error:
+        at = f" at {endpoint}" if endpoint else ""
+        reason = " ".join(str(error).split())
+        raise StorageError(f"{scheme}://{bucket}{at} cannot be reached: {reason}; check address and rights") from None
+    if not there:
+        raise StorageError(f"{scheme}://{bucket}: no such bucket; create it or correct the address")
+    return filesystem
+
+
+@contextmanager
+def _answering(filesystem: pafs.FileSystem, uri: str) -> Iterator[None]:
+    """An object store's failure is one line with the address; a missing file, and a disk's failure, stay their own."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            raise
+        raise StorageError(f"{uri}: the store failed: {' '.join(str(error).split())}") from None
 
 
 def join(root: str, *parts: str) -> str:
@@ -37,24 +96,27 @@ def join(root: str, *parts: str) -> str:
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
     filesystem, path = resolve(uri)
-    return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+    with _answering(filesystem, uri):
+        return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def list_folder(uri: str) -> list[str]:
     """Names directly under a folder, sorted; empty if there is no such folder."""
     filesystem, path = resolve(uri)
-    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    with _answering(filesystem, uri):
+        infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in infos)
 
 
 def delete(uri: str) -> None:
     """Remove a file or a whole folder; nothing happens where there is none."""
     filesystem, path = resolve(uri)
-    kind = filesystem.get_file_info(path).type
-    if kind == pafs.FileType.Directory:
-        filesystem.delete_dir(path)
-    elif kind == pafs.FileType.File:
-        filesystem.delete_file(path)
+    with _answering(filesystem, uri):
+        kind = filesystem.get_file_info(path).type
+        if kind == pafs.FileType.Directory:
+            filesystem.delete_dir(path)
+        elif kind == pafs.FileType.File:
+            filesystem.delete_file(path)
 
 
 @contextmanager
@@ -66,7 +128,8 @@ def writer(uri: str) -> Iterator[BinaryIO]:
         with tempfile.TemporaryFile() as file:
             yield cast(BinaryIO, file)
             file.seek(0)
-            with filesystem.open_output_stream(path) as stream:
+            # The file is ours: an error on the way up is the store's alone.
+            with _answering(filesystem, uri), filesystem.open_output_stream(path) as stream:
                 shutil.copyfileobj(file, stream, 1 << 22)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -103,7 +166,7 @@ def read_bytes(uri: str, sha256: str | None = None) -> bytes:
     """
     filesystem, path = resolve(uri)
     try:
-        with filesystem.open_input_stream(path, compression=None) as stream:
+        with _answering(filesystem, uri), filesystem.open_input_stream(path, compression=None) as stream:
             data: bytes = stream.readall()
     except FileNotFoundError:
         raise StorageError(f"{uri} is missing; run the step that writes it again") from None
@@ -121,7 +184,7 @@ def digest_file(uri: str) -> str:
     """The sha256 of a file, read in pieces of 4 MiB."""
     filesystem, path = resolve(uri)
     digest = hashlib.sha256()
-    with filesystem.open_input_stream(path, compression=None) as stream:
+    with _answering(filesystem, uri), filesystem.open_input_stream(path, compression=None) as stream:
         while piece := stream.read(1 << 22):
             digest.update(piece)
     return digest.hexdigest()

@@ -12,6 +12,7 @@ import shlex
 import sys
 import tempfile
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -20,11 +21,12 @@ from typing import Any, TextIO
 
 from components._launch import import_path
 from components._progress import Progress
+from components._runtime import status_uri
 from des_core import log, storage
 from des_core.config import Config
 from des_core.errors import DesError, UserError
 
-EVENTS = ("step", "valid", "evaluate", "checkpoint", "resume")
+EVENTS = ("step", "valid", "evaluate", "checkpoint", "resume", "warm_start")
 """Workers' events."""
 
 QUIET_S = 10.0
@@ -50,15 +52,19 @@ def run(config: Config, as_of: str, tell: Callable[[dict[str, str]], None]) -> d
     """
     folder = Path(config.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    error_file = storage.join(config.storage.root, "error.json")
-    storage.delete(error_file)
+    # Who holds the lease: our end ends it.
+    holder = f"{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    status = status_uri(config, holder)
     log_path = folder / "run.log"
     with open(log_path, "w", encoding="utf-8") as file, Progress(QUIET_S) as progress:
         router = Router(file, progress, tell)
-        with redirect_stdout(router), _interpreter() as scratch:
+        with redirect_stdout(router), _interpreter(holder) as scratch:
             finished = _run_dag(config, as_of, scratch)
-    if not finished:
-        raise _failure(error_file, router, log_path)
+    try:
+        if not finished:
+            raise _failure(status, router, log_path)
+    finally:
+        storage.delete(status)
     return router.done
 
 
@@ -123,7 +129,7 @@ def _run_dag(config: Config, as_of: str, scratch: str) -> bool:
 
 
 @contextmanager
-def _interpreter() -> Iterator[str]:
+def _interpreter(holder: str) -> Iterator[str]:
     """A scratch folder that is first on PATH, with our own interpreter as ``python3``, tied to this process.
 
     KFP writes the interpreter's path over every ``python3`` of a step's command, in its arguments too: a config with
@@ -143,7 +149,7 @@ def _interpreter() -> Iterator[str]:
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": import_path(),
             "TMPDIR": scratch,
-            "DES_LOCAL_RUN": "1",
+            "DES_LOCAL_RUN": holder,
         }
         saved, executable = dict(os.environ), sys.executable
         os.environ.update(changes)
@@ -156,9 +162,9 @@ def _interpreter() -> Iterator[str]:
             os.environ.update(saved)
 
 
-def _failure(error_file: str, router: Router, log_path: Path) -> DesError:
-    if storage.exists(error_file):
-        error: dict[str, Any] = storage.read_json(error_file)
+def _failure(status: str, router: Router, log_path: Path) -> DesError:
+    error: dict[str, Any] | None = storage.read_json(status).get("error") if storage.exists(status) else None
+    if error:
         told = error["code"] == UserError.exit_code or "; see " in error["message"]
         return StepFailed(error["code"], error["message"] + ("" if told else f"; see {log_path}"))
     return StepFailed(1, f"step {router.started or 'resolve'} ended without a word (killed?); see {log_path}")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from des_core import log, storage
-from des_core.config import Config
+from des_core.config import without_passwords
 from des_core.release.gate import Verdict
+from des_core.release.lineage import Link
 from des_core.release.registry import Registered
-from des_core.run import pin
+from des_core.run import Run
 
 
 def step_teller(out: TextIO) -> Callable[[dict[str, str]], None]:
@@ -30,15 +31,17 @@ def step_teller(out: TextIO) -> Callable[[dict[str, str]], None]:
     return tell
 
 
-def of_run(config: Config, unchanged: bool) -> dict[str, Any]:
-    """The latest run's result, read from its files."""
-    run = pin(config)
+def of_run(run: Run, unchanged: bool) -> dict[str, Any]:
+    """A registered run's result, read from its files."""
+    config = run.config
     record = Registered.load(run.reference("version.json"))
     verdict = Verdict.load(run.reference("gate.json"))
     report = storage.read_json(run.path("report.json"))
     keys = ("auc", "logloss", "rmse", "samples")
+    day = {} if run.day is None else {"as_of": run.day.as_of, "days": sorted(run.day.days), "parent": run.day.champion}
     return {
         "name": record.name,
+        **day,
         "version": int(record.version),
         "aliases": list(record.aliases),
         "unchanged": unchanged,
@@ -52,19 +55,37 @@ def of_run(config: Config, unchanged: bool) -> dict[str, Any]:
     }
 
 
+def show_days(results: list[dict[str, Any]]) -> None:
+    """One line per day: what became of it."""
+    for result in results:
+        auc = f"  AUC {result['auc']:.4f}" if "auc" in result else ""
+        version = f"  version {result['version']}" if "version" in result else ""
+        line = f"{result['as_of']}  {result['verdict']:<14}{version}{auc}"
+        if sys.stdout.isatty():
+            print(line)
+        else:
+            facts = {key: result[key] for key in ("as_of", "verdict", "version", "auc") if key in result}
+            print(log.format_event("day", **facts))
+    sys.stdout.flush()
+
+
 def mlflow_ui(tracking_uri: str) -> str:
     """The address of a server's page, or the command that shows a database."""
     if tracking_uri.startswith("http"):
-        return tracking_uri
-    return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
+        return without_passwords(tracking_uri)
+    return f"mlflow ui --backend-store-uri {shlex.quote(without_passwords(tracking_uri))}"
 
 
 def tell(result: dict[str, Any]) -> None:
     """Print a run's result, where to look last."""
+    if result["verdict"] == "absent":
+        print(log.format_event("absent", as_of=result["as_of"], why="; ".join(result["reasons"])))
+        return
     aliases = ", ".join(result["aliases"]) or "no alias any more"
     version = f"unchanged, version {result['version']}" if result["unchanged"] else f"version {result['version']}"
     metric = ("test AUC", "auc") if "auc" in result else ("test RMSE", "rmse")
     lines = [
+        *([("day", f"{result['as_of']}, from {result['parent'] or 'nothing'}")] if "as_of" in result else []),
         ("model", f"{result['name']} {version} ({aliases})"),
         (metric[0], f"{result[metric[1]]:.4f}" if metric[1] in result else "none"),
         ("verdict", f"{result['verdict']}: {'; '.join(result['reasons'])}"),
@@ -97,6 +118,36 @@ def show_plan(plan: dict[str, Any]) -> None:
             print(log.format_event("worker", **{**row, "fields": ",".join(row["fields"])}))
         return
     _plan_tables(plan)
+
+
+def show_chain(links: Sequence[Link]) -> None:
+    """Print a version and its parents, newest first: aligned on a terminal, one line each elsewhere."""
+    if not sys.stdout.isatty():
+        for link in links:
+            days = {"days": ",".join(f"{day}={sha256}" for day, sha256 in link.days.items())}
+            facts = link.model_dump() | {"aliases": ",".join(link.aliases)} | days
+            print(
+                log.format_event("version", **{key: value for key, value in facts.items() if value not in (None, "")})
+            )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*("version", "as of", "trained through", "verdict"), box=None)
+    table.add_column("test", justify="right")
+    for column in ("aliases", "data", "code", "parent"):
+        table.add_column(column)
+    for link in links:
+        metric = link.test_auc if link.test_auc is not None else link.test_rmse
+        data = link.dataset.rpartition(":")[2][:12] + (f" ({len(link.days)} days)" if link.days else "")
+        through = link.trained_through[:19].replace("T", " ")
+        numbers = ("" if metric is None else f"{metric:.4f}", ", ".join(link.aliases), data, link.git_commit[:12])
+        table.add_row(link.version, link.as_of, through, link.verdict, *numbers, link.parent_version or "none")
+    Console(soft_wrap=True).print(table)
+    first = links[0]
+    for key in ("run_key", "config_digest", "seed", "git_commit", "image", "environment", "dataset", "mlflow_run"):
+        if getattr(first, key):
+            print(f"{key.replace('_', ' '):<14} {getattr(first, key)}")
 
 
 def show_profile(phases: dict[str, float]) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from des_core import metrics, storage
 from des_core.config import Config, load_config
 from des_core.contracts import Dataset, FieldSpec, FieldStats, Part, Reference, Segment
-from des_core.run import Run, features_uri, pin
+from des_core.run import Day, Run, features_uri, pin
 
 TOML = """
 [run]
@@ -80,11 +80,13 @@ def dataset_of(config: Config) -> Dataset:
     )
 
 
-def finished_run(folder: Path, *overrides: str, samples: int = 4_000, skill: float = 1.4, seed: int = 1) -> Run:
+def finished_run(
+    folder: Path, *overrides: str, samples: int = 4_000, skill: float = 1.4, seed: int = 1, day: Day | None = None
+) -> Run:
     """A run after evaluation, whose predictions are as good as ``skill`` says."""
     config = config_of(folder, *overrides)
     dataset_of(config).write(features_uri(config))
-    run = pin(config)
+    run = pin(config, day=day)
     labels, scores = predictions_of(samples, skill, seed)
     write_predictions(run, labels, scores)
     manifest = storage.join(run.checkpoints, "step-0000000096", "manifest.json")

@@ -6,13 +6,15 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from des_core import __version__
+from des_core.release import lineage
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -67,6 +69,9 @@ def test_the_dockerfile_keeps_its_promises() -> None:
     assert f"des-python:{__version__} " in DOCKERFILE
     for variable in ("HOME", "TMPDIR", "NUMBA_CACHE_DIR", "MPLCONFIGDIR"):
         assert re.search(rf"\b{variable}=/tmp\b", DOCKERFILE), f"{variable} must be under the one writable folder"
+    assert "ENV DES_REVISION=${REVISION}\n" in DOCKERFILE
+    assert not set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.M)) - {"BASE", "TORCH_INDEX", "VERSION", "REVISION"}
+    assert DOCKERFILE.index("requirements.lock") < DOCKERFILE.index("COPY des_core") < DOCKERFILE.index("ARG REVISION")
     for package in {name.split(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]}:
         assert f"COPY {package} {package}\n" in DOCKERFILE
 
@@ -85,3 +90,30 @@ def test_only_what_the_image_is_made_of_is_sent_to_its_builder() -> None:
     }
     copied = {word for line in re.findall(r"^COPY (.*) \S+$", DOCKERFILE, re.M) for word in line.split()}
     assert copied <= allowed
+
+
+def test_the_image_s_dependencies_resolve_to_locked_versions_alone() -> None:
+    """The layer of dependencies is installed from pyproject under the lock: nothing may come from outside it."""
+    step = re.search(r'RUN python -c "(.*)" > runtime.txt', DOCKERFILE)
+    assert step
+    script = step[1].replace("open('pyproject.toml'", f"open({str(ROOT / 'pyproject.toml')!r}")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:-1] == [*PROJECT["project"]["dependencies"], "setuptools"]
+    locked = {canonicalize_name(requirement.name) for requirement in LOCKED}
+    wanted = {canonicalize_name(Requirement(line).name) for line in done.stdout.splitlines()}
+    seen: set[str] = set()
+    while wanted - seen:
+        name = (wanted - seen).pop()
+        seen.add(name)
+        needs = [Requirement(text) for text in distribution(name).requires or []]
+        wanted |= {
+            canonicalize_name(one.name) for one in needs if one.marker is None or one.marker.evaluate({"extra": ""})
+        }
+    assert seen <= locked
+
+
+def test_a_model_s_lineage_names_the_image_s_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DES_REVISION", "0123abc")
+    assert lineage.code_version() == "0123abc"
+    monkeypatch.setenv("DES_REVISION", "")
+    assert lineage.code_version() != "0123abc"

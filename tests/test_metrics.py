@@ -70,3 +70,69 @@ def test_bins_hold_every_sample_once() -> None:
 def test_ratings_are_judged_by_error() -> None:
     judged = metrics.judge("rating", np.array([1.0, 5.0]), np.array([2.0, 3.0]))
     assert judged["rmse"] == pytest.approx(np.sqrt(2.5)) and judged["mae"] == 1.5 and judged["auc"] is None
+
+
+def structural(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of pairs won by each positive and by each negative, pair by pair."""
+    positive, negative = scores[labels == 1], scores[labels == 0]
+    wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+    return wins.mean(axis=1), wins.mean(axis=0)
+
+
+def correlated(samples: int, digits: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and three models' scores that share what they know."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(samples) < 0.3).astype(np.float32)
+    common = labels * 0.8 + rng.normal(0, 1, samples)
+    return labels, np.stack([common + rng.normal(0, noise, samples) for noise in (0.2, 0.3, 0.9)]).round(digits)
+
+
+@pytest.mark.parametrize("digits", [0, 1, 12])
+def test_delong_is_the_covariance_of_structural_components(digits: int) -> None:
+    labels, scores = correlated(400, digits, digits)
+    aucs, covariance = metrics.delong(labels, scores)
+    parts = [structural(labels, each) for each in scores]
+    of_positives, of_negatives = (np.cov(np.stack(side)) for side in zip(*parts, strict=True))
+    expected = of_positives / (labels == 1).sum() + of_negatives / (labels == 0).sum()
+    np.testing.assert_allclose(covariance, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(aucs, [by_pairs(labels, each) for each in scores], rtol=0, atol=1e-12)
+
+
+def test_errors_are_those_of_a_bootstrap() -> None:
+    labels, scores = correlated(2_000, 12, 4)
+    probabilities = 1 / (1 + np.exp(-scores + 1))
+    rng = np.random.default_rng(8)
+    drawn: dict[str, list[float]] = {"auc": [], "difference": [], "logloss": [], "calibration": [], "rmse": []}
+    for _ in range(2_500):
+        rows = rng.integers(0, 2_000, 2_000)
+        ours, theirs = (metrics.auc(labels[rows], scores[model][rows]) or 0 for model in (0, 2))
+        drawn["auc"].append(ours)
+        drawn["difference"].append(ours - theirs)
+        drawn["logloss"].append(metrics.logloss(labels[rows], probabilities[0][rows]))
+        drawn["calibration"].append(metrics.calibration(labels[rows], probabilities[0][rows]) or 0)
+        errors = [np.sqrt(np.mean((probabilities[model][rows] - labels[rows]) ** 2)) for model in (0, 2)]
+        drawn["rmse"].append(errors[0] - errors[1])
+    found = metrics.intervals("click", labels, probabilities[0])
+    found["difference"] = metrics.auc_difference(labels, scores[0], scores[2])[1]
+    found["rmse"] = metrics.rmse_difference(labels, probabilities[0], probabilities[2])[1]
+    for name, values in drawn.items():
+        low, high = found[name]
+        assert (high - low) / 2 / metrics.Z95 == pytest.approx(np.std(values), rel=0.06), name
+        assert (high + low) / 2 == pytest.approx(np.mean(values), abs=0.1 * np.std(values)), name
+
+
+def test_the_same_rows_make_a_difference_sharper_than_its_two_sides() -> None:
+    labels, scores = correlated(2_000, 12, 5)
+    low, high = metrics.auc_difference(labels, scores[0], scores[1])[1]
+    alone = metrics.auc_interval(labels, scores[0])
+    assert high - low < 0.5 * (alone[1] - alone[0])
+    assert metrics.auc_difference(labels, scores[0], scores[0]) == (0.0, (0.0, 0.0))
+    assert metrics.auc_difference(labels, scores[0], 3 * scores[0] + 1) == (0.0, (0.0, 0.0)), "ranks alone count"
+    assert metrics.rmse_difference(labels, scores[0], scores[0]) == (0.0, (0.0, 0.0))
+
+
+def test_a_class_of_one_sample_shows_no_variance() -> None:
+    labels = np.array([1, 0, 0, 0, 0], np.float32)
+    with pytest.raises(ValueError, match="1 positives and 4 negatives"):
+        metrics.delong(labels, np.arange(5.0)[None])
+    assert sorted(metrics.intervals("click", labels, np.full(5, 0.2))) == ["calibration", "logloss"]

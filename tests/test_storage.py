@@ -4,19 +4,24 @@ import gzip
 import hashlib
 import json
 import os
+import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from des_core import storage
 from des_core.contracts import Part, Reference
-from des_core.errors import StorageError
+from des_core.data import paths
+from des_core.errors import DataError, StorageError, UserError
 
 
-@pytest.fixture(params=["", "file://"])
+@pytest.fixture(params=["path", "file", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder that is not there yet, as a path and as an address."""
-    return f"{request.param}{tmp_path / 'store'}"
+    """A folder that is not there yet: as a path, as an address, and in a bucket."""
+    if request.param == "s3":
+        return f"{request.getfixturevalue('bucket')}/store"
+    return ("file://" if request.param == "file" else "") + str(tmp_path / "store")
 
 
 def test_what_was_written_is_read(root: str) -> None:
@@ -77,6 +82,101 @@ def test_delete_takes_a_file_a_folder_or_nothing(root: str) -> None:
     storage.delete(storage.join(root, "a"))
     storage.delete(storage.join(root, "a"))
     assert storage.list_folder(root) == []
+
+
+ODD = ("a b", "100%25", "x#y", "who?", "{day}", "plus+", "[1]", "ü", "at@home", "q=1&r=2")
+
+
+def test_names_are_taken_as_they_stand(root: str) -> None:
+    for name in ODD:
+        storage.write_bytes(storage.join(root, name, name), name.encode())
+    assert storage.list_folder(root) == sorted(ODD)
+    for name in ODD:
+        assert storage.list_folder(storage.join(root, name)) == [name]
+        assert storage.read_bytes(storage.join(root, name, name)) == name.encode()
+        storage.delete(storage.join(root, name, name))
+        assert not storage.exists(storage.join(root, name, name))
+
+
+def test_logs_are_found_by_day_glob_and_folder(root: str) -> None:
+    days = ["2026-01-01", "2026-01-02"]
+    for day in days:
+        storage.write_bytes(f"{root}/logs {day}/clicks#1.csv", b"a,b\n")
+        storage.write_bytes(f"{root}/logs {day}/_SUCCESS", b"")
+    wanted = [f"{root}/logs {day}/clicks#1.csv" for day in days]
+    assert paths.days_of_paths(f"{root}/logs {{day}}/*.csv", "csv") == dict(
+        zip(days, [[w] for w in wanted], strict=True)
+    )
+    for form in (f"{root}/**/*.csv", f"{root}/logs*/clicks#?.csv", f"{root}/logs {{day}}", wanted):
+        assert paths.files_of(form, "csv") == wanted
+    assert paths.digest_of(wanted[0]) == hashlib.sha256(b"a,b\n").hexdigest()
+    with pytest.raises(DataError, match="no such file; correct the path"):
+        paths.files_of(f"{root}/none/*.csv", "csv")
+    with pytest.raises(DataError, match="no such file; correct the path"):
+        paths.digest_of(f"{root}/none.csv")
+
+
+def test_a_bucket_has_one_client_and_no_folder_to_be_made_first(bucket: str) -> None:
+    one, path = storage.resolve(f"{bucket}/a/b/")
+    assert path == f"{bucket.removeprefix('s3://')}/a/b"
+    assert storage.resolve(f"{bucket}/c")[0] is one
+    assert storage.resolve(bucket) == (one, bucket.removeprefix("s3://"))
+    storage.write_bytes(f"{bucket}/a/b", b"x")
+    assert storage.list_folder(bucket) == ["a"]
+
+
+def test_a_bucket_that_is_not_there_is_one_line(bucket: str) -> None:
+    for action in (storage.exists, storage.read_bytes, storage.list_folder):
+        with pytest.raises(
+            StorageError, match=r"^s3://no-such-bucket: no such bucket; create it or correct the address$"
+        ):
+            action("s3://no-such-bucket/a")
+
+
+def test_a_store_that_does_not_answer_is_named_in_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    start = time.monotonic()
+    with pytest.raises(
+        StorageError, match=rf"^{bucket} at {endpoint} cannot be reached: .*; check address and rights$"
+    ):
+        storage.exists(f"{bucket}/a")
+    assert time.monotonic() - start < 15
+
+
+def test_a_store_that_goes_away_is_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    storage.write_bytes(f"{bucket}/a", b"x")
+    server.stop()
+    for action in (storage.exists, storage.read_bytes):
+        with pytest.raises(StorageError, match=rf"^{bucket}/a: the store failed: ") as caught:
+            action(f"{bucket}/a")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(StorageError, match=rf"^{bucket}/b: the store failed: "):
+        storage.write_bytes(f"{bucket}/b", b"x")
+
+
+@pytest.mark.parametrize(
+    ("uri", "line"),
+    [
+        ("s3:///a", r"^s3:///a: write a place in storage as a path, s3://BUCKET/PATH or"),
+        ("hdfs://host/a", r"^hdfs://host/a: write a place"),
+        (
+            "s3://KEY:SECRET@bucket/a",
+            r"^s3://\*\*\*@bucket: an address is stored with every result; give keys .* in AWS_",
+        ),
+    ],
+)
+def test_an_address_that_is_none_is_the_users_to_mend(uri: str, line: str) -> None:
+    with pytest.raises(UserError, match=line) as caught:
+        storage.resolve(uri)
+    assert "SECRET" not in str(caught.value).replace("AWS_SECRET", "")
 
 
 def test_a_relative_path_counts_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

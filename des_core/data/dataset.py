@@ -16,7 +16,7 @@ from des_core.config import Config, SourceConfig
 from des_core.contracts import Dataset, FieldSpec, FieldStats, Reference
 from des_core.data.parts import PartManifest, whole_part
 from des_core.data.sketches import sketches
-from des_core.data.splits import divide
+from des_core.data.splits import Splits, divide
 from des_core.data.statistics import Sketch, merged, stats_of, with_statistics
 
 _OURS = re.compile(
@@ -53,19 +53,42 @@ def assemble(
     Raises:
         DataError: a split would be empty.
     """
-    splits = divide(config, manifests)
+    known = stored_dataset(root)
+    # Days that come later must not change what a number means to the model.
+    same = known is not None and known.spec == config.features_digest and _overlap(known, manifests)
+    fields = known.fields if known is not None and same else ()
+    dataset = dataset_of(config, source, specs, root, manifests, divide(config, manifests), fields)
+    uri = storage.join(root, "manifest.json")
+    if known == dataset:
+        return Reference(uri, hashlib.sha256(storage.read_bytes(uri)).hexdigest())
+    return dataset.write(uri)
+
+
+def dataset_of(
+    config: Config,
+    source: SourceConfig,
+    specs: Sequence[FieldSpec],
+    root: str,
+    manifests: Mapping[str, PartManifest],
+    splits: Splits,
+    known: Sequence[FieldSpec] = (),
+) -> Dataset:
+    """The manifest over parts and their splits.
+
+    Args:
+        known: fields whose statistics are settled; the others' come from the train split.
+    """
     sketched = [
         sketches(root, manifests[segment.part].part, segment.part, specs, segment.start, segment.stop)
         for segment in splits["train"]
     ]
     totals = [merged(spec, column) for spec, column in zip(specs, zip(*sketched, strict=True), strict=True)]
-    known = stored_dataset(root)
-    fields = tuple(with_statistics(spec, total) for spec, total in zip(specs, totals, strict=True))
-    if known is not None and known.spec == config.features_digest and _overlap(known, manifests):
-        # Days that come later must not change what a number means to the model.
-        fields = known.fields
+    settled = {field.name: field for field in known}
+    fields = tuple(
+        settled.get(spec.name) or with_statistics(spec, total) for spec, total in zip(specs, totals, strict=True)
+    )
     files, first_files = _files_of(manifests)
-    dataset = Dataset(
+    return Dataset(
         spec=config.features_digest,
         task=source.task,
         fields=fields,
@@ -79,10 +102,6 @@ def assemble(
         files=files,
         stats=_stats(fields, totals, manifests),
     )
-    uri = storage.join(root, "manifest.json")
-    if known == dataset:
-        return Reference(uri, hashlib.sha256(storage.read_bytes(uri)).hexdigest())
-    return dataset.write(uri)
 
 
 def _overlap(known: Dataset, manifests: Mapping[str, PartManifest]) -> bool:

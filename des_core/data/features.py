@@ -8,19 +8,22 @@ Source: method.md, sections 5 and 6.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from des_core import storage
 from des_core.config import Config, SourceConfig
 from des_core.contracts import Dataset, Reference
 from des_core.data import synthetic
 from des_core.data.dataset import assemble, earlier_days, remove_stale
-from des_core.data.encoding import encode, fields_of
+from des_core.data.encoding import encode, fields_of, specs_of
 from des_core.data.ingestion import Ingestion, Job
 from des_core.data.parts import PartManifest
 from des_core.data.paths import DAY, as_list, days_of_paths, files_of
 from des_core.data.sources import check_source, source_of
+from des_core.data.splits import order_of
 from des_core.errors import DataError
 
-__all__ = ["encode", "fields_of", "ingest", "source_files"]
+__all__ = ["day_files", "encode", "fields_of", "ingest", "ingest_days", "source_files", "specs_of"]
 
 
 def source_files(config: Config) -> dict[str, list[str]]:
@@ -67,6 +70,34 @@ def ingest(config: Config, day: str | None = None) -> Reference:
     reference = assemble(config, source, ingestion.specs, ingestion.root, dict(sorted(manifests.items(), key=_place)))
     remove_stale(ingestion.root, Dataset.load(reference), everything=day is None)
     return reference
+
+
+def day_files(config: Config) -> dict[str, list[str]]:
+    """Day -> raw files, for logs that come by day.
+
+    Raises:
+        DataError: they do not, or they are not in time order.
+    """
+    source = source_of(config)
+    if source.train or not _by_path_day(source):
+        raise DataError(f"a day's run needs {DAY} in source.path; without it all logs are one run")
+    if order_of(config) != "time":
+        raise DataError("a day's run needs rows in time order: set source.time, and split.by to 'time' or 'day'")
+    if config.source.format == "synthetic":
+        folder = storage.join(config.storage.root, "raw")
+        return synthetic.generate_once(folder, config.source.days, config.source.rows_per_day, config.run.seed)
+    return source_files(config)
+
+
+def ingest_days(config: Config, files: Mapping[str, Sequence[str]]) -> dict[str, PartManifest]:
+    """The parts of days, made where they are missing or their logs have changed."""
+    source = source_of(config)
+    check_source(source)
+    ingestion = Ingestion(config, source)
+    parts: dict[str, PartManifest] = {}
+    for day, paths in sorted(files.items()):
+        parts |= ingestion.parts(Job(day, tuple(paths)))
+    return parts
 
 
 def _place(item: tuple[str, PartManifest]) -> tuple[int, str]:

@@ -31,8 +31,9 @@ from des_core.data.dataset import stored_dataset
 from des_core.data.encoding import encode_checked, fields_of, specs_of
 from des_core.data.hashing import Array, hash_values, splitmix64
 from des_core.data.joins import Side, load_sides
+from des_core.data.labels import Faults
 from des_core.data.order import Sorter
-from des_core.data.parsing import days_of
+from des_core.data.parsing import day_bounds, days_of
 from des_core.data.parts import PartManifest, manifest_uri, whole_part, write_rows
 from des_core.data.paths import digest_of
 from des_core.data.sketches import Sketching
@@ -108,6 +109,7 @@ class Ingestion:
                 sources=sources,
                 files=len(job.files),
                 part=part,
+                outside=tally.outside,
                 held_out=tally.held_out,
                 texts={name: texts.result() for name, texts in tally.texts.items()},
             )
@@ -123,10 +125,11 @@ class Ingestion:
         group_R = np.zeros(len(chunk.rows_R), np.int64)
         if self.source.group:
             group_R = hash_values(chunk.records.column(self.source.group))
-        if encoded.faults:
+        faults = {**self._outside(chunk, job, tally), **encoded.faults}
+        if faults:
             keep_R = np.ones(len(chunk.rows_R), np.bool_)
-            keep_R[list(encoded.faults)] = False
-            chunk = chunk.without(encoded.faults)
+            keep_R[list(faults)] = False
+            chunk = chunk.without(faults)
             features, group_R = features.filter(pa.array(keep_R)), group_R[keep_R]
         file_number = job.files.index(chunk.path)
         key_R, held_out = self._keys(chunk, file_number, job.hold_out)
@@ -140,6 +143,20 @@ class Ingestion:
         sorter.add(pa.table({**dict(zip(features.column_names, features.columns, strict=True)), **beside}), key_R)
         tally.held_out += held_out
         tally.add(chunk, encoded.values)
+
+    def _outside(self, chunk: Chunk, job: Job, tally: _Tally) -> Faults:
+        """Records too far from the day that their file is of; the others outside it are counted."""
+        bounds = day_bounds(job.part, self.source.timezone) if self.source.time else None
+        if bounds is None:
+            return {}
+        start, stop = bounds
+        allowed = round(self.config.recurring.allowed_lateness * 3_600_000_000)
+        micros_R = chunk.micros_R
+        far_R = (micros_R < start - allowed) | (micros_R >= stop + allowed)
+        tally.outside += int(((micros_R < start) | (micros_R >= stop)).sum() - far_R.sum())
+        hours = f"{self.config.recurring.allowed_lateness:g}"
+        why = f"its time is more than recurring.allowed_lateness = {hours} hours from {job.part}"
+        return {int(place): why for place in np.flatnonzero(far_R)}
 
     def _keys(self, chunk: Chunk, file_number: int, hold_out: float) -> tuple[Array, int]:
         """Sort keys [R], uint64, and how many records are held out: their highest bit puts them last."""
@@ -177,7 +194,7 @@ class _Tally:
     """What goes by: counts, bad records, frequent values, and a line of progress now and then."""
 
     def __init__(self, part: str, quarantine: Any, fields: Sequence[str]) -> None:
-        self.read = self.bad = self.held_out = 0
+        self.read = self.bad = self.held_out = self.outside = 0
         self.texts = {name: ValueTexts() for name in fields}
         self._part = part
         self._quarantine = csv.writer(quarantine, lineterminator="\n")

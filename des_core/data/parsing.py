@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -233,3 +233,14 @@ def local_times(micros: pa.Array, timezone: str) -> pa.Array:
 def days_of(micros_R: I64, timezone: str) -> pa.Array:
     """Dates in ``timezone``, as texts like 2026-01-31."""
     return local_times(pa.array(micros_R), timezone).cast(pa.date32()).cast(pa.string())
+
+
+def day_bounds(day: str, timezone: str) -> tuple[int, int] | None:
+    """First microsecond of a date in ``timezone`` and of the next one; None for what is no date."""
+    try:
+        first = date.fromisoformat(day)
+    except ValueError:
+        return None
+    zone = UTC if timezone == "UTC" else ZoneInfo(timezone)
+    start, stop = (datetime.combine(first + timedelta(days=more), time(), zone) for more in (0, 1))
+    return round(start.timestamp()) * _MICROS, round(stop.timestamp()) * _MICROS

@@ -33,6 +33,8 @@ class PartManifest(Record):
     files: int
     """How many of ``sources`` are raw files; ``_file`` counts them from 0."""
     part: Part
+    outside: int = 0
+    """Good rows whose time lies outside the day that their file is of."""
     held_out: int = 0
     """Rows at the end that were set apart for validation."""
     texts: dict[str, tuple[tuple[int, str], ...]]

@@ -19,12 +19,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from des_core import storage
 from des_core.contracts import Record, Reference
 from des_core.data.batches import BUCKET_BITS
+from des_core.engine.optimizer import DenseRule
 from des_core.engine.table import Table
 from des_core.errors import CheckpointError, StorageError
 
@@ -78,7 +78,7 @@ def save(
     peers: Any,
     table: Table,
     model: nn.Module,
-    dense: torch.optim.Optimizer,
+    dense: DenseRule,
     head: dict[str, Any],
 ) -> str:
     """Write a checkpoint with all workers and return its manifest's address.
@@ -151,10 +151,7 @@ def read_manifest(reference: Reference, shape: Shape) -> Manifest:
         manifest = Manifest.load(reference)
     except StorageError as error:
         raise CheckpointError(str(error)) from None
-    if manifest.format != FORMAT:
-        raise CheckpointError(
-            f"{reference.uri} has format {manifest.format}, this version of DES reads {FORMAT}; train without --resume"
-        )
+    check_format(reference, manifest)
     difference = manifest.shape.differs_from(shape)
     if difference:
         name = reference.uri.split("/")[-2]
@@ -164,27 +161,48 @@ def read_manifest(reference: Reference, shape: Shape) -> Manifest:
     return manifest
 
 
-def load_rows(reference: Reference, manifest: Manifest, table: Table, owner_TH: Array, worker: int) -> None:
-    """Fill a table with the rows whose buckets ``worker`` owns, whoever wrote them."""
+def check_format(reference: Reference, manifest: Manifest) -> None:
+    """Raises ``CheckpointError`` where another version of DES wrote a checkpoint."""
+    if manifest.format != FORMAT:
+        raise CheckpointError(
+            f"{reference.uri} has format {manifest.format}, this version of DES reads {FORMAT}; train from the start"
+        )
+
+
+def load_rows(
+    reference: Reference,
+    manifest: Manifest,
+    table: Table,
+    owner_TH: Array,
+    worker: int,
+    tables: Array | None = None,
+) -> None:
+    """Fill a table with the rows whose buckets ``worker`` owns, whoever wrote them.
+
+    Args:
+        tables: number here of each table of the checkpoint, -1 for one that is left behind; None: they are the same.
+    """
     folder = reference.uri.rpartition("/")[0]
     for writer in range(manifest.workers):
         for names, restore in ((ROWS, table.restore), (CANDIDATES, table.restore_candidates)):
             arrays = [read_array(folder, f"{name}-{writer:05d}.npy", manifest) for name in names]
+            known = np.ones(len(arrays[0]), np.bool_)
+            if tables is not None:
+                renamed = tables[arrays[1]]
+                known, arrays[1] = renamed >= 0, np.maximum(renamed, 0).astype(arrays[1].dtype)
             buckets = (arrays[0].view(np.uint64) >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
-            mine = owner_TH[arrays[1], buckets] == worker
+            mine = known & (owner_TH[arrays[1], buckets] == worker)
             restore(*(array[mine] for array in arrays))
 
 
-def load_dense(
-    reference: Reference, manifest: Manifest, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
-) -> None:
+def load_dense(reference: Reference, manifest: Manifest, model: nn.Module, optimizer: DenseRule | None = None) -> None:
     """Fill the dense weights, batch norm's statistics and, if given, their optimizer."""
     name = "dense.safetensors"
     folder = reference.uri.rpartition("/")[0]
     load_dense_bytes(storage.read_bytes(storage.join(folder, name), manifest.files[name]), model, optimizer)
 
 
-def load_dense_bytes(data: bytes, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+def load_dense_bytes(data: bytes, model: nn.Module, optimizer: DenseRule | None = None) -> None:
     """``load_dense`` from the bytes of dense.safetensors."""
     tensors = safetensors.torch.load(data)
     model.load_state_dict({k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")})
@@ -195,15 +213,14 @@ def load_dense_bytes(data: bytes, model: nn.Module, optimizer: torch.optim.Optim
         if key.startswith("optimizer."):
             _, number, slot = key.split(".")
             state.setdefault(int(number), {})[slot] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.restore(state)
 
 
-def dense_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> bytes:
+def dense_bytes(model: nn.Module, optimizer: DenseRule | None = None) -> bytes:
     """dense.safetensors: dense weights, batch norm's statistics and, if given, the optimizer's state."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    state = optimizer.state_dict()["state"] if optimizer else {}
-    for number, slots in state.items():
-        tensors |= {f"optimizer.{number}.{slot}": t for slot, t in slots.items() if t is not None}
+    for number, slots in (optimizer.state if optimizer else {}).items():
+        tensors |= {f"optimizer.{number}.{name}": slot for name, slot in slots.items()}
     data: bytes = safetensors.torch.save(
         {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     )

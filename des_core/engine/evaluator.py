@@ -71,7 +71,8 @@ def evaluate(run: Run, peers: Collectives, resume: bool, exact: bool) -> None:
     training = storage.read_json(run.path("training.json"))
     worker = Worker(run, peers)
     worker.load(Reference.parse(training["checkpoint"]))
-    results = {split: predict(worker, split) for split in ("valid", "test")}
+    splits = ("valid", "test") if worker.dataset.rows("valid") else ("test",)
+    results = {split: predict(worker, split) for split in splits}
     if peers.rank == 0:
         _write(run, worker, training, results)
 
@@ -101,7 +102,7 @@ def _write(run: Run, worker: Worker, training: dict[str, Any], results: dict[str
         "split": "test",
         "task": dataset.task,
         **judged["test"],
-        "valid": judged["valid"],
+        "valid": judged.get("valid", {}),
         "roc": metrics.roc(labels, predictions) if click else [],
         "calibration_bins": metrics.calibration_bins(labels, predictions),
         **{key: training[key] for key in training if key not in ("valid", "samples")},

@@ -38,6 +38,9 @@ import torch
 from numba import njit
 from torch import Tensor
 from torch.nn.functional import softshrink
+from torch.optim.adagrad import adagrad
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 from des_core.config import OptimizerConfig
 
@@ -294,15 +297,58 @@ class Decay:
         return factors_U
 
 
-def dense_optimizer(config: OptimizerConfig, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """torch's own rule; l2 is its coupled weight_decay (adamw: its decoupled one)."""
-    rate, l2, eps = config.learning_rate, config.l2, config.eps
-    betas = (config.beta1, config.beta2)
-    choices: dict[str, Any] = {
-        "sgd": lambda: torch.optim.SGD(parameters, lr=rate, weight_decay=l2),
-        "adagrad": lambda: torch.optim.Adagrad(parameters, lr=rate, weight_decay=l2, eps=eps),
-        "adam": lambda: torch.optim.Adam(parameters, lr=rate, weight_decay=l2, betas=betas, eps=eps),
-        "adamw": lambda: torch.optim.AdamW(parameters, lr=rate, weight_decay=config.weight_decay, betas=betas, eps=eps),
-    }
-    optimizer: torch.optim.Optimizer = choices[config.name]()
-    return optimizer
+class DenseRule:
+    """torch's own rule for the dense weights; l2 is its coupled weight_decay (adamw: its decoupled one).
+
+    The arithmetic is torch's, called as its optimizers call it, so that weights and state are theirs bit for bit.
+    ``torch.optim.Optimizer`` itself imports torch's compiler, which costs every process more than a second.
+
+    Args:
+        config: a rule that torch has for dense weights; its learning rate is given at each step instead.
+        parameters: of the model, in its order.
+    """
+
+    def __init__(self, config: OptimizerConfig, parameters: Iterable[Tensor]) -> None:
+        self.config, self.parameters = config, list(parameters)
+        self.state: dict[int, dict[str, Tensor]] = {}
+        """Tensors by the weight's number and the slot's name: step; sum, or exp_avg and exp_avg_sq."""
+
+    def zero_gradients(self) -> None:
+        """Set to zero the gradients that are there."""
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Update the weights that have a gradient, at learning rate ``rate``."""
+        config = self.config
+        moved = {number: p for number, p in enumerate(self.parameters) if p.grad is not None}
+        weights, gradients = list(moved.values()), [p.grad for p in moved.values() if p.grad is not None]
+        common: dict[str, Any] = {"lr": rate, "weight_decay": config.l2, "maximize": False}
+        if config.name == "sgd":
+            sgd(weights, gradients, [None] * len(weights), momentum=0.0, dampening=0.0, nesterov=False, **common)
+        elif config.name == "adagrad":
+            steps, sums = self._slots(moved, "step", "sum")
+            adagrad(weights, gradients, sums, steps, lr_decay=0.0, eps=config.eps, **common)
+        else:
+            if config.name == "adamw":
+                common |= {"weight_decay": config.weight_decay, "decoupled_weight_decay": True}
+            common |= {"beta1": config.beta1, "beta2": config.beta2, "eps": config.eps, "amsgrad": False}
+            steps, first, second = self._slots(moved, "step", "exp_avg", "exp_avg_sq")
+            adam(weights, gradients, first, second, [], steps, **common)
+
+    def _slots(self, moved: dict[int, Tensor], *names: str) -> list[list[Tensor]]:
+        """The weights' state by slot, zero where a weight moves for the first time."""
+        for number in moved.keys() - self.state.keys():
+            zeros = {name: torch.zeros_like(moved[number]) for name in names}
+            # torch counts steps on the CPU, where reading them makes no one wait.
+            self.state[number] = zeros | {"step": torch.tensor(0.0)}
+        return [[self.state[number][name] for number in moved] for name in names]
+
+    def restore(self, state: dict[int, dict[str, Tensor]]) -> None:
+        """Take over a checkpoint's ``state``."""
+        self.state = {
+            number: {name: slot if name == "step" else slot.to(self.parameters[number]) for name, slot in slots.items()}
+            for number, slots in state.items()
+        }

@@ -7,6 +7,7 @@ was stopped and resumed is, bit for bit, the run that never stopped.
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -43,6 +44,10 @@ class Progress(Record):
     """Where training stands: the loop's whole state."""
 
     step: int = 0
+    first_step: int = 0
+    """Steps that the champion had made which this run goes on from."""
+    fresh: list[str] = []
+    """What starts fresh where all else comes from the champion."""
     epoch: int = 0
     cursor: int = 0
     """Samples of the present epoch already trained."""
@@ -102,11 +107,24 @@ class Trainer:
         if self.peers.rank == 0:
             log.emit("resume", checkpoint=reference.uri, step=self.at.step, to=sys.stdout)
 
+    def warm_start(self, champion: Reference) -> None:
+        """Begin with the champion's weights, optimizer state and clock.
+
+        Raises:
+            CheckpointError: it is not whole, or of another version of DES.
+        """
+        assert self.run.day is not None
+        manifest, fresh = self.worker.warm_start(champion, set(self.run.day.kept))
+        its = Progress.model_validate(manifest.trainer)
+        self.at = Progress(step=its.step, first_step=its.step, days=its.days, fresh=fresh)
+        if self.peers.rank == 0:
+            told = {"fresh": ", ".join(fresh)} if fresh else {}
+            log.emit("warm_start", checkpoint=champion.uri, step=its.step, **told, to=sys.stdout)
+
     def train(self) -> None:
         """Train to the end and write training.json."""
-        settings = self.run.config.train
         self._settle()
-        while not self.at.done and self.at.epoch < settings.epochs and not self._stopped:
+        while not self.at.done and self.at.epoch < self._epochs and not self._stopped:
             if self._epoch():
                 self._finish_epoch()
                 self._save()
@@ -127,13 +145,28 @@ class Trainer:
         self.at = self.at.model_copy(update={"plan": {"workers": workers, **self.worker.plan.chosen}})
 
     @property
-    def _stopped(self) -> bool:
+    def _epochs(self) -> int:
+        config = self.run.config
+        return config.train.epochs if self.run.day is None else config.recurring.epochs
+
+    @property
+    def _last_step(self) -> int:
+        """The step that train.max_steps ends with; 0: no limit."""
         most = self.run.config.train.max_steps
-        return bool(most) and self.at.step >= most
+        return most and self.at.first_step + most
+
+    @property
+    def _steps(self) -> int:
+        """Steps that this run has made, at least 1: what averages are over."""
+        return max(self.at.step - self.at.first_step, 1)
+
+    @property
+    def _stopped(self) -> bool:
+        return bool(self._last_step) and self.at.step >= self._last_step
 
     def _epoch(self) -> bool:
         """Train to the epoch's end, or to the last step asked for; whether the epoch is whole."""
-        at, worker, most = self.at, self.worker, self.run.config.train.max_steps
+        at, worker, most = self.at, self.worker, self._last_step
         batches = self.stream.batches(self.run.config.train.batch, at.epoch, at.cursor)
         left = islice(batches, most - at.step) if most else batches
         day = at.days[-1][0] if at.days else None
@@ -219,13 +252,13 @@ class Trainer:
 
     def _total_steps(self) -> int:
         settings = self.run.config.train
-        total = settings.epochs * -(-self.stream.samples // settings.batch)
-        return min(total, settings.max_steps) if settings.max_steps else total
+        total = self.at.first_step + self._epochs * -(-self.stream.samples // settings.batch)
+        return min(total, self._last_step) if self._last_step else total
 
     def _tell(self, loss: float) -> None:
         """Keep a point of the loss curve now and then, and say where training stands."""
         at, total = self.at, self._total_steps()
-        if at.step % max(1, total // POINTS) == 0 or at.step == total:
+        if at.step % max(1, (total - at.first_step) // POINTS) == 0 or at.step == total:
             mean = sum(self._window) / len(self._window)
             self._window.clear()
             self.at = at = at.model_copy(
@@ -297,6 +330,10 @@ class Trainer:
         if table.idle_steps or table.max_rows or table.evict_zero:
             with self.peers.uncounted():
                 self.worker.table.evict(at.step, self._sum)
+        if not self.worker.dataset.rows("valid"):
+            # A day's run trains on all rows before the cut: nothing is left to stop early by.
+            self.at = at.model_copy(update={"epoch": at.epoch + 1, "cursor": 0})
+            return
         entry = self._judge()
         better = at.best is None or entry["score"] > at.best
         worse = 0 if better else at.worse_epochs + 1
@@ -315,6 +352,8 @@ class Trainer:
         )
 
     def _judge_stop(self) -> None:
+        if not self.worker.dataset.rows("valid"):
+            return
         entry, at = self._judge(), self.at
         better = at.best is None or entry["score"] > at.best
         here = checkpoint.manifest_uri(self.run.checkpoints, at.step)
@@ -363,7 +402,7 @@ class Trainer:
             "counted_bytes_per_step": self.at.counted,
             "ms_per_step": {key: 1000 * seconds for key, seconds in self.at.exchange_s.items()},
         }
-        steps = max(self.at.step, 1)
+        steps = self._steps
         return {name: sum(of.get(entry(line, way), 0.0) for way in ways) / steps for name, of in sums.items()}
 
     def _finish(self) -> None:
@@ -384,7 +423,9 @@ class Trainer:
             self.run.path("training.json"),
             {
                 "workers": self.peers.workers,
-                "steps": at.step,
+                "steps": at.step - at.first_step,
+                "first_step": at.first_step,
+                "fresh": at.fresh,
                 "samples": at.samples,
                 "seconds": at.seconds,
                 "samples_per_s": at.timed_samples / at.seconds if at.seconds else 0.0,
@@ -446,8 +487,12 @@ def find_checkpoint(run: Run, worker: Worker) -> Reference:
 def train(run: Run, peers: Collectives, resume: bool, exact: bool) -> None:
     """The role of a training worker."""
     trainer = Trainer(run, peers, exact)
-    if resume:
+    # Where torchrun may start workers again, each start goes on from what there is.
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    if resume or (restarts and checkpoint.last(run.checkpoints) is not None):
         trainer.resume()
+    elif run.champion_checkpoint is not None:
+        trainer.warm_start(run.champion_checkpoint)
     trainer.train()
 
 

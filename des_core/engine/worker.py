@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-from des_core import storage
+from des_core import log, storage
 from des_core.config import Config, parse_config
-from des_core.contracts import LABEL, TIME, Dataset, Reference
+from des_core.contracts import DAY_MICROS, LABEL, TIME, Dataset, Reference
 from des_core.data.batches import Lookups, Ownership, Stream, dense_values
 from des_core.data.prefetch import Pause
 from des_core.engine import checkpoint, index
@@ -38,7 +38,7 @@ from des_core.engine.collectives import Collectives, heartbeat
 from des_core.engine.dense import Home
 from des_core.engine.exchange import Exchange
 from des_core.engine.operators import Shard
-from des_core.engine.optimizer import Decay, apply, dense_optimizer, state_width
+from des_core.engine.optimizer import Decay, DenseRule, apply, state_width
 from des_core.engine.plan import Link, Traffic, combinations, home_edges, layout, link_of
 from des_core.engine.profile import Profile
 from des_core.engine.routes import Routes, routes
@@ -99,7 +99,7 @@ class Worker:
         self.model, self._base = base.model, base
         self.dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         self.model.to(peers.device, self.dtype)
-        self.dense = dense_optimizer(config.optimizer.dense, self.model.parameters())
+        self.dense = DenseRule(config.optimizer.dense, self.model.parameters())
         width = self.model.row_width
         zeros = state_width(config.optimizer.rows.name, width)
         self.table = Table(width, zeros, config.run.seed, config.model.init, config.table, peers.device, self.dtype)
@@ -124,14 +124,10 @@ class Worker:
     @property
     def shape(self) -> checkpoint.Shape:
         """What a checkpoint must have been written for."""
-        config = self.run.config
-        rows, dense = config.optimizer.rows.name, config.optimizer.dense.name
         return checkpoint.Shape(
-            model=config.model.model_dump(mode="json", exclude={"init", "dropout"}),
-            optimizer={"rows.name": rows, "dense.name": dense},
+            **self.run.config.weights_form,
             fields=tuple(field.name for field in self.dataset.fields),
             tables=tuple(self.placement.tables),
-            precision=config.train.precision,
         )
 
     def load(self, reference: Reference) -> checkpoint.Manifest:
@@ -142,6 +138,27 @@ class Worker:
         self.decay = Decay(manifest.trainer["decays"])
         self.steps = manifest.trainer["step"]
         return manifest
+
+    def warm_start(self, reference: Reference, kept: set[str]) -> tuple[checkpoint.Manifest, list[str]]:
+        """Take over a champion's weights and state, as far as they fit: its manifest, and what starts fresh instead.
+
+        Args:
+            kept: fields that mean the same to both.
+        """
+        manifest = checkpoint.Manifest.load(reference)
+        checkpoint.check_format(reference, manifest)
+        its, rank = manifest.shape, self.peers.rank
+        changed = {field.table for field in self.dataset.row_fields if field.name not in kept}
+        fresh = [f"rows of {table}" for table in self.placement.tables if table in changed or table not in its.tables]
+        names = {table: number for number, table in enumerate(self.placement.tables) if table not in changed}
+        taken = np.array([names.get(table, -1) for table in its.tables], np.int64)
+        checkpoint.load_rows(reference, manifest, self.table, self.placement.owner_TH, rank, taken)
+        self.decay, self.steps = Decay(manifest.trainer["decays"]), manifest.trainer["step"]
+        if its.fields == self.shape.fields and not fresh and kept >= set(its.fields):
+            checkpoint.load_dense(reference, manifest, self.model, self.dense)
+        else:
+            fresh.append("dense layers")
+        return manifest, fresh
 
     def stream(self, split: str, extra: tuple[str, ...] = (), shuffle: bool = False) -> Stream:
         """A split's batches, with the columns this worker needs."""
@@ -166,7 +183,7 @@ class Worker:
             if batch is None:
                 return
             # A batch belongs to the day of its newest sample.
-            newest = pc.max(batch.column(TIME)).as_py() // 86_400 if days else None
+            newest = pc.max(batch.column(TIME)).as_py() // DAY_MICROS if days else None
             new_day = newest if newest is not None and (day is None or newest > day) else None
             if due(step) or new_day is not None:
                 yield Due(day=new_day)
@@ -215,15 +232,13 @@ class Worker:
             loss_b = self._losses(self.model(totals, home), ready.batch, home)
             loss = loss_b.sum() / home.samples / (self.peers.workers if self.plan.replicated else 1)
         with profile.phase("backward"):
-            self.dense.zero_grad(set_to_none=False)
+            self.dense.zero_gradients()
             loss.backward()
             mean = self._sum_dense_gradients(loss.detach())
         if not math.isfinite(mean):
             self._refuse(mean, loss_b.detach(), ready, home)
         with profile.phase("update"), torch.no_grad():
-            for group in self.dense.param_groups:
-                group["lr"] = settings.dense.learning_rate * rate_scale
-            self.dense.step()
+            self.dense.step(settings.dense.learning_rate * rate_scale)
             self._update_rows(rows_UK, slots_U, ready.touch.slots_U, ready.step, rate)
         if ready.routes is not None:
             self._sent += [
@@ -422,6 +437,7 @@ def main(role: Callable[[Run, Collectives, bool, bool], None]) -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         with heartbeat(partial(_lost, rank)):
             peers = Collectives(device_of(config))
+            _join(peers)
             role(run, peers, arguments.resume, arguments.profile)
             peers.close()
     except DesError as error:
@@ -434,6 +450,13 @@ def main(role: Callable[[Run, Collectives, bool, bool], None]) -> None:
         sys.exit(1)
 
 
+def _join(peers: Collectives) -> None:
+    """Say, once in each pod, which workers it has and where worker 0 is."""
+    if "POD_NAME" in os.environ and os.environ.get("LOCAL_RANK") == "0":
+        pod, first = os.environ["POD_NAME"], os.environ["MASTER_ADDR"]
+        log.emit("joined", pod=pod, worker=peers.rank, workers=peers.workers, worker_0_at=first, to=sys.stdout)
+
+
 def _lost(rank: int, peer: int, silent_s: float) -> None:
     """A peer's heart stopped: say which, and leave at once, for this process waits in a collective."""
     _report(1, f"worker {peer} has not answered for {silent_s:.0f} s (killed, frozen or cut off)", rank)
@@ -444,7 +467,10 @@ def _report(code: int, message: str, rank: int) -> None:
     """Leave the failure for the launcher; the first worker to fail knows the cause best."""
     print(f"worker {rank}: {message}", file=sys.stderr, flush=True)
     path = os.environ.get("DES_ERROR_FILE")
-    if path:
+    if not path:
+        # From a pod the launcher has nothing but the log.
+        log.emit("error", code=code, worker=rank, message=" ".join(message.split()))
+    else:
         partial_path = f"{path}.{rank}"
         with open(partial_path, "w", encoding="utf-8") as file:
             json.dump({"code": code, "message": message, "worker": rank}, file)

@@ -80,12 +80,30 @@ class Canvas:
             f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"><title>{escape(hint)}</title></circle>'
         )
 
-    def note(self, point: Point, text: str, above: float = 8.0) -> None:
+    def note(self, point: Point, text: str, above: float = 8.0, style: str = "note") -> None:
         """Text beside a point, kept inside the plot."""
         x, y = self.at(point)
         anchor = "end" if x > WIDTH * 0.6 else "start"
         y = y - above if y - above > TOP + 6 else y + 16
-        self._parts.append(f'<text class="note" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
+        self._parts.append(
+            f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+        )
+
+    def upright(self, value: float, style: str, text: str, side: str) -> None:
+        """A named line from top to bottom; its name stands on the ``side`` "start" (right of it) or "end"."""
+        x = self.at((value, 0.0))[0]
+        self._parts.append(f'<line class="{style}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+        self._text(x + (4 if side == "start" else -4), TOP + 8, text, side)
+
+    def interval(self, y: float, value: float, low: float, high: float, name: str, text: str) -> None:
+        """A value on its interval along x, at a height on the page; its name and text above."""
+        left, middle, right = (self.at((place, 0.0))[0] for place in (low, value, high))
+        self._parts.append(
+            f'<text class="note" x="{LEFT - 30}" y="{y - 13:.1f}">{escape(name)}</text>'
+            f'<text class="note" x="{WIDTH - RIGHT}" y="{y - 13:.1f}" text-anchor="end">{escape(text)}</text>'
+            f'<polyline class="one" points="{left:.1f},{y:.1f} {right:.1f},{y:.1f}"/>'
+            f'<circle class="one-dot" cx="{middle:.1f}" cy="{y:.1f}" r="5"/>'
+        )
 
     def svg(self) -> str:
         """The whole figure."""
@@ -94,7 +112,7 @@ class Canvas:
 
     def _draw_axes(self) -> None:
         bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-        for tick in self.y.ticks(5):
+        for tick in self.y.ticks(5) if self.y.low < self.y.high else ():
             y = self.at((self.x.low, tick))[1]
             self._parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
             self._text(LEFT - 6, y + 3.5, self.y.write(tick), "end")
@@ -133,31 +151,91 @@ def epoch_curve(epochs: Sequence[dict[str, float]], key: str, name: str) -> str:
     return canvas.svg()
 
 
-def roc_curve(points: Sequence[Sequence[float]], auc: float) -> str:
-    """True against false positive rate, with the diagonal of chance."""
+def roc_curve(
+    points: Sequence[Sequence[float]], auc: float, champion: Sequence[Sequence[float]] = (), champion_auc: float = 0.0
+) -> str:
+    """True against false positive rate, with the diagonal of chance and the champion's curve on the same rows."""
     share = Axis(0.0, 1.0, "false positive rate", lambda value: f"{value:g}")
-    canvas = Canvas(share, Axis(0.0, 1.0, "", lambda value: f"{value:g}"), f"ROC curve, AUC {auc:.4f}")
+    label = f"ROC curve, AUC {auc:.4f}" + (f", champion {champion_auc:.4f}" if champion else "")
+    canvas = Canvas(share, Axis(0.0, 1.0, "", lambda value: f"{value:g}"), label)
     curve = [(point[0], point[1]) for point in points]
     canvas.area(curve, "wash")
     canvas.line([(0, 0), (1, 1)], "dashed")
+    if champion:
+        canvas.line([(point[0], point[1]) for point in champion], "other")
+        canvas.note((0.97, 0.06), f"champion {champion_auc:.4f}", 4, "aside")
     canvas.line(curve, "one")
-    canvas.note((0.97, 0.06), f"AUC {auc:.4f}", 4)
+    canvas.note((0.97, 0.15 if champion else 0.06), f"AUC {auc:.4f}", 4)
     return canvas.svg()
 
 
-def calibration_plot(bins: Sequence[dict[str, float]], name: str) -> str:
-    """Mean label against mean prediction of each bin, with the diagonal of a perfect fit."""
-    values = [bin_[key] for bin_ in bins for key in ("predicted", "observed")]
+def calibration_plot(bins: Sequence[dict[str, float]], name: str, champion: Sequence[dict[str, float]] = ()) -> str:
+    """Mean label against mean prediction of each bin, with the diagonal of a perfect fit and the champion's line."""
+    values = [bin_[key] for bin_ in (*bins, *champion) for key in ("predicted", "observed")]
     low, high = min(0.0, *values), max(values) * 1.06 or 1.0
     canvas = Canvas(
         Axis(low, high, f"predicted {name}", decimals), Axis(low, high, "", decimals), f"calibration of {name}"
     )
     canvas.line([(low, low), (high, high)], "dashed")
+    if champion:
+        canvas.line([(bin_["predicted"], bin_["observed"]) for bin_ in champion], "other")
+        canvas.note((low + 0.97 * (high - low), low + 0.06 * (high - low)), "grey: champion", 4, "aside")
     canvas.line([(bin_["predicted"], bin_["observed"]) for bin_ in bins], "faint")
     for bin_ in bins:
         hint = f"{bin_['samples']:,.0f} samples: predicted {bin_['predicted']:.4f}, observed {bin_['observed']:.4f}"
         canvas.dot((bin_["predicted"], bin_["observed"]), "one-dot", hint)
     return canvas.svg()
+
+
+def day_curve(days: Sequence[tuple[str, float]], name: str) -> str:
+    """A metric by day, the last one named."""
+    points = [(float(number), value) for number, (_, value) in enumerate(days)]
+
+    def day(place: float) -> str:
+        return days[round(place)][0][5:] if place == round(place) and 0 <= place < len(days) else ""
+
+    canvas = Canvas(
+        Axis(-0.4, len(days) - 0.6, "day", day), axis([y for _, y in points], "", decimals, 0.25), f"{name} by day"
+    )
+    canvas.line(points, "one")
+    for (_, value), point in zip(days, points, strict=True):
+        canvas.dot(point, "one-dot", f"{day(point[0])}: {name} {value:.4f}")
+    falls = len(points) > 1 and points[-1][1] < points[-2][1]
+    canvas.note(points[-1], f"{points[-1][1]:.4f}", -18 if falls else 10)
+    return canvas.svg()
+
+
+def differences(lines: Sequence[tuple[str, float, float, float]], bound: float | None, name: str) -> str:
+    """Intervals of differences to other versions ``(name, difference, low, high)``, with zero and the bound."""
+    marks = [0.0, *(value for line in lines for value in line[1:])] + ([] if bound is None else [bound])
+    across = axis(marks, f"difference of {name}", lambda value: _signed(value, "+g"), 0.12)
+    spoken = "; ".join(f"{other} {value:+.4f}, {low:+.4f} to {high:+.4f}" for other, value, low, high in lines)
+    canvas = Canvas(across, Axis(0.0, 0.0, "", lambda _: ""), f"difference of {name}: {spoken}")
+    canvas.upright(0.0, "base", "same", "start")
+    if bound is not None:
+        canvas.upright(bound, "limit", "bound", "start" if bound > 0 else "end")
+    height = (HEIGHT - BOTTOM - TOP - 20) / len(lines)
+    for number, (other, value, low, high) in enumerate(lines):
+        y = TOP + 20 + height * (number + 0.65)
+        canvas.interval(y, value, low, high, f"to {other}", _signed(value, "+.4f"))
+    return canvas.svg()
+
+
+def _signed(value: float, form: str) -> str:
+    return format(value, form).replace("-", "\u2212") if abs(value) > 1e-12 else "0"
+
+
+def difference_bar(difference: float | None, low: float | None, reach: float) -> str:
+    """A small line from the lower bound of a difference to the difference, about zero in the middle."""
+    if difference is None:
+        return ""
+    value, least = (60 + 55 * number / reach for number in (difference, difference if low is None else low))
+    style = "one" if difference >= 0 else "bad"
+    return (
+        '<svg class="small" viewBox="0 0 120 14" aria-hidden="true"><line class="base" x1="60" x2="60" y1="0" y2="14"/>'
+        f'<polyline class="{style}" points="{least:.1f},7 {value:.1f},7"/>'
+        f'<circle class="{style}-dot" cx="{value:.1f}" cy="7" r="3.5"/></svg>'
+    )
 
 
 def score_curves(clicks: Sequence[float], others: Sequence[float], high: float) -> str:

@@ -19,7 +19,7 @@ from des_core import storage
 from des_core.config import Config, parse_config
 from des_core.contracts import FILE, GROUP, LABEL, ROW, ROW_GROUP, TIME, Dataset, Reference, Segment
 from des_core.data import order
-from des_core.data.features import ingest, source_files
+from des_core.data.features import ingest, ingest_days, source_files
 from des_core.data.hashing import hash_text, splitmix64
 from des_core.errors import DataError
 
@@ -190,15 +190,15 @@ def test_a_field_that_one_day_does_not_have(tmp_path: Path, make: Make) -> None:
     """Values that are all missing are values; a column that is not there is a mistake, told with its file."""
     config = make({"by": "day"}, path="logs/{day}.csv", time="t")
     for day in range(1, 5):
-        write_log(tmp_path / f"logs/2026-01-0{day}.csv", 60)
+        write_log(tmp_path / f"logs/2026-01-0{day}.csv", 60, start=NOON + 86_400 * (day - 1))
     second = tmp_path / "logs/2026-01-02.csv"
-    second.write_text("user,price,tags,label,t\n" + "".join(f",,,{i % 2},{NOON + i}\n" for i in range(60)))
+    second.write_text("user,price,tags,label,t\n" + "".join(f",,,{i % 2},{NOON + 86_400 + i}\n" for i in range(60)))
     dataset = load(ingest(config))
     assert dataset.rows("train") == 120
     assert {name: stats.missing_share for name, stats in dataset.stats.items()} == dict.fromkeys(
         ("user", "price", "tags"), 0.5
     )
-    second.write_text("user,price,label,t\n" + "".join(f"u{i},{i},{i % 2},{NOON + i}\n" for i in range(60)))
+    second.write_text("user,price,label,t\n" + "".join(f"u{i},{i},{i % 2},{NOON + 86_400 + i}\n" for i in range(60)))
     with pytest.raises(DataError, match=r"2026-01-02\.csv: no column 'tags' \(field tags\); it has user, price"):
         ingest(config)
 
@@ -321,11 +321,27 @@ def test_a_users_own_folder_in_the_store_stays(tmp_path: Path, make: Make) -> No
     assert (tmp_path / "root/features/mine/notes.txt").read_text() == "keep"
 
 
+def test_rows_far_from_their_day_are_put_aside(tmp_path: Path, make: Make) -> None:
+    """Outside the day they are counted; beyond recurring.allowed_lateness they are bad rows, with the reason."""
+    config = make({"by": "day"}, path="logs/{day}.csv", time="t", max_bad_share=0.5, timezone="Asia/Tokyo")
+    midnight = 1_767_193_200  # of 2026-01-01 in Tokyo
+    seconds = [-86_401, -86_400, -1, 0, 86_399, 86_400, 2 * 86_400 - 1, 2 * 86_400]
+    path = tmp_path / "logs/2026-01-01.csv"
+    path.parent.mkdir()
+    lines = [f"u,{i},a,{i % 2},{midnight + second}" for i, second in enumerate(seconds)]
+    path.write_text("\n".join(["user,price,tags,label,t", *lines]) + "\n")
+    part = ingest_days(config, {"2026-01-01": [str(path)]})["2026-01-01"]
+    assert (part.part.rows, part.part.bad_rows, part.outside) == (6, 2, 4)
+    listed = (tmp_path / "root/features/2026-01-01/quarantine.csv").read_text().splitlines()
+    assert [line.rsplit(",", 2)[1] for line in listed[1:]] == ["2", "9"]
+    assert "recurring.allowed_lateness = 24 hours from 2026-01-01" in listed[1]
+
+
 def test_one_day_at_a_time(tmp_path: Path, make: Make) -> None:
     fields = [*FIELDS[:1], {"name": "price", "kind": "numeric", "transform": "bucket"}]
     config = make({"by": "day"}, fields=fields, path="logs/{day}.csv", time="t")
     for day in range(1, 4):
-        write_log(tmp_path / f"logs/2026-01-0{day}.csv", 100 * day)
+        write_log(tmp_path / f"logs/2026-01-0{day}.csv", 100 * day, start=NOON + 86_400 * (day - 1))
     with pytest.raises(DataError, match="there are 1: 2026-01-02"):
         ingest(config, "2026-01-02")
     with pytest.raises(DataError, match="there are 2"):
@@ -333,7 +349,7 @@ def test_one_day_at_a_time(tmp_path: Path, make: Make) -> None:
     frozen = load(ingest(config, "2026-01-03"))
     assert list(frozen.parts) == ["2026-01-01", "2026-01-02", "2026-01-03"]
     assert load(ingest(config)) == frozen
-    write_log(tmp_path / "logs/2026-01-04.csv", 1000, first=5000)
+    write_log(tmp_path / "logs/2026-01-04.csv", 1000, first=5000, start=NOON + 86_400 * 3)
     begun = tmp_path / "root/features/2026-01-05/incoming.parquet.partial-7"
     begun.parent.mkdir()
     begun.write_bytes(b"another process writes this day")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -152,4 +153,9 @@ def operator(peers: Collectives, name: str, kind: str, samples: int, owners: lis
     return {"output": output.tolist(), "rows": dict(zip(map(str, mine), gradient, strict=True)), "dense": dense}
 
 
-CASES = {"train": train, "report": report, "operator": operator}
+def imported(peers: Collectives) -> list[str]:
+    """The modules that the worker's process has imported."""
+    return list(sys.modules)
+
+
+CASES = {"train": train, "report": report, "operator": operator, "imported": imported}

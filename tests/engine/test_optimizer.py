@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from des_core.config import OptimizerConfig
-from des_core.engine.optimizer import Decay, apply, dense_optimizer, state_width, update_rows
+from des_core.engine import checkpoint
+from des_core.engine.optimizer import Decay, DenseRule, apply, state_width, update_rows
+from tests.engine import tiny
+from tests.engine.group import Group
 
 ROWS, WIDTH, STEPS = 40, 5, 15
 RULES = get_args(OptimizerConfig.model_fields["name"].annotation)
@@ -94,11 +98,93 @@ def test_all_rows_touched_is_torchs_dense_rule(name: str, l2: float) -> None:
     l2 = 0.0 if name == "adamw" else l2
     config = OptimizerConfig(name=name, learning_rate=0.05, l2=l2, eps=1e-15, **EXTRAS.get(name, {}))
     expected = torch.nn.Parameter(start())
-    rule = dense_optimizer(config, [expected])
+    rule = DenseRule(config, [expected])
     for slots, gradient in batches(ROWS):
         expected.grad = torch.zeros_like(expected).index_copy(0, slots, gradient)
-        rule.step()
+        rule.step(config.learning_rate)
     assert_same(ours(config, ROWS), expected.detach(), 1e-9)
+
+
+TORCHS: dict[str, Any] = {
+    "sgd": lambda weights: torch.optim.SGD(weights, weight_decay=0.1),
+    "adagrad": lambda weights: torch.optim.Adagrad(weights, weight_decay=0.1, eps=1e-8),
+    "adam": lambda weights: torch.optim.Adam(weights, weight_decay=0.1, betas=(0.8, 0.99), eps=1e-8),
+    "adamw": lambda weights: torch.optim.AdamW(weights, weight_decay=0.2, betas=(0.8, 0.99), eps=1e-8),
+}
+
+
+def twins(name: str, dtype: torch.dtype, device: str) -> tuple[DenseRule, nn.Module, torch.optim.Optimizer, nn.Module]:
+    """Ours and torch's rule, each over its copy of the same net."""
+    config = OptimizerConfig(name=name, l2=0.1, beta1=0.8, beta2=0.99, **EXTRAS.get(name, {}))
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        net = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3), nn.Linear(3, 1)).to(device, dtype)
+    copy = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3), nn.Linear(3, 1)).to(device, dtype)
+    copy.load_state_dict(net.state_dict())
+    return DenseRule(config, net.parameters()), net, TORCHS[name](copy.parameters()), copy
+
+
+def move_both(ours: DenseRule, net: nn.Module, torchs: torch.optim.Optimizer, copy: nn.Module, step: int) -> None:
+    """One step of each at the step's own rate; the second layer first moves at step 3, and not at every fifth."""
+    random = torch.Generator().manual_seed(step)
+    rate = 0.1 / (1 + step // 7)
+    ours.zero_gradients()
+    torchs.zero_grad(set_to_none=False)
+    for number, (weight, its) in enumerate(zip(net.parameters(), copy.parameters(), strict=True)):
+        gradient = torch.randn(weight.shape, generator=random, dtype=torch.float64).to(weight)
+        still = number in (2, 3) and (step < 3 or step % 5 == 0)
+        for parameter in (weight, its):
+            parameter.grad = None if still else gradient + (0 if parameter.grad is None else parameter.grad)
+    for group in torchs.param_groups:
+        group["lr"] = rate
+    torchs.step()
+    ours.step(rate)
+
+
+def assert_bits(net: nn.Module, copy: nn.Module) -> None:
+    assert all(torch.equal(weight, its) for weight, its in zip(net.parameters(), copy.parameters(), strict=True))
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", TORCHS)
+def test_the_dense_rule_is_torchs_bit_for_bit(name: str, dtype: torch.dtype, device: str) -> None:
+    """At changing rates, with weights that have no gradient yet, and saved and loaded on the way."""
+    ours, net, torchs, copy = twins(name, dtype, device)
+    for step in range(1, 51):
+        move_both(ours, net, torchs, copy, step)
+        assert_bits(net, copy)
+        if step in (2, 23):
+            saved = checkpoint.dense_bytes(net, ours)
+            ours, net, _, _ = twins(name, dtype, device)
+            checkpoint.load_dense_bytes(saved, net, ours)
+    assert (list(net.parameters())[2] != list(twins(name, dtype, device)[1].parameters())[2]).all()
+
+
+@pytest.mark.parametrize("name", TORCHS)
+def test_a_checkpoint_of_torchs_optimizer_goes_on(name: str) -> None:
+    """State has torch's own names and forms: older checkpoints hold what ``torch.optim`` kept."""
+    ours, net, torchs, copy = twins(name, torch.float32, "cpu")
+    for step in range(1, 31):
+        move_both(ours, net, torchs, copy, step)
+    kept = torchs.state_dict()["state"]
+    assert {n: sorted(slots) for n, slots in kept.items()} == {n: sorted(slots) for n, slots in ours.state.items()}
+    ours.restore({number: {name: slot.clone() for name, slot in slots.items()} for number, slots in kept.items()})
+    for step in range(31, 41):
+        move_both(ours, net, torchs, copy, step)
+    assert_bits(net, copy)
+
+
+def test_a_worker_never_imports_torchs_compiler(group: Callable[[int], Group], tmp_path: Path) -> None:
+    """It would cost every process of every run more than a second."""
+    config = tiny.config(tmp_path, train={"max_steps": 2})
+    dataset = tiny.store(config)
+    group(1).do("train", config=config.model_dump_json(), dataset=str(dataset))
+    (imported,) = group(1).do("imported")
+    assert "des_core.engine.worker" in imported and "torch._dynamo" not in imported
 
 
 @pytest.mark.parametrize(

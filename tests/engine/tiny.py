@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from des_core import storage
 from des_core.config import Config, parse_config
 from des_core.contracts import (
+    DAY_MICROS,
     FILE,
     GROUP,
     LABEL,
@@ -91,7 +92,7 @@ def store(
         "depth": pa.array(price * rng.random(rows), pa.float32(), from_pandas=True),
         "width": pa.array(rng.normal(size=rows), pa.float32()),
         LABEL: pa.array(rng.random(rows) < 1 / (1 + np.exp(-logit)), pa.float32()),
-        TIME: pa.array(86_400 * (20_000 + day) + np.arange(rows), pa.int64()),
+        TIME: pa.array(DAY_MICROS * (20_000 + day) + np.arange(rows), pa.int64()),
         GROUP: pa.array(user, pa.int64()),
         FILE: pa.array(np.zeros(rows), pa.int32()),
         ROW: pa.array(np.arange(rows), pa.int64()),

@@ -20,7 +20,7 @@ from des_core.contracts import Reference
 from des_core.errors import RegistryError
 from des_core.release import lineage, prediction, registry, tracking
 from des_core.release.gate import Verdict
-from des_core.run import Run
+from des_core.run import Day, Run
 from tests.finished import config_of, finished_run
 
 EXAMPLE = pa.table({"user": ["ann", None], "tags": ["a|b", ""], "price": ["3", "7.5"]})
@@ -176,6 +176,36 @@ def test_a_model_that_is_not_there_is_one_line_that_says_what_is(
     with pytest.raises(RegistryError, match=message) as caught:
         registry.fetch(model, first[0].config.registry.tracking_uri, str(folder))
     assert "\n" not in str(caught.value)
+
+
+def test_the_next_day_goes_on_from_what_the_champions_tags_say(tmp_path: Path) -> None:
+    whole = finished_run(tmp_path)
+    assert registry.parent(whole.config) is None
+    registry.register(whole, ACCEPT, export)
+    checkpoint = Path(whole.checkpoints, "step-0000000096", "manifest.json")
+    found = registry.parent(whole.config)
+    assert found is not None
+    assert found[:4] == ("1", "", 0, ())
+    assert Reference.parse(f"{tmp_path}/runs/shop/{found.checkpoint}").read() == json.loads(checkpoint.read_text())
+    day = Day(
+        as_of="2026-01-03",
+        days={"2026-01-03": "0" * 64},
+        left_out=("2026-01-01", "2026-01-02"),
+        cut=lineage.micros("2026-01-03T21:36:00.000007+00:00"),
+        champion=found.version,
+        checkpoint=found.checkpoint,
+    )
+    run = finished_run(tmp_path, day=day)
+    registry.register(run, ACCEPT.model_copy(update={"champion": "1"}), export)
+    found = registry.parent(run.config)
+    assert found is not None
+    assert found[:4] == ("2", "2026-01-03", day.cut, ("2026-01-01", "2026-01-02"))
+    assert run.key[:12] in found.checkpoint
+    late = finished_run(tmp_path, day=day.model_copy(update={"as_of": "2026-01-04"}))
+    with pytest.raises(
+        RegistryError, match="is now version 2, the run of 2026-01-04 was pinned to 1; run the day again"
+    ):
+        registry.register(late, ACCEPT.model_copy(update={"champion": "1"}), export)
 
 
 def test_a_database_that_was_never_made_is_said_to_be_missing(tmp_path: Path) -> None:

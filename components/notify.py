@@ -1,0 +1,13 @@
+"""Last step, whatever happened: tell a webhook how the run ended, and give the lease back."""
+
+from kfp.dsl import PipelineTaskFinalStatus
+
+from components._step import step
+
+
+@step
+def notify(config: str, run_id: str, status: PipelineTaskFinalStatus):  # type: ignore[no-untyped-def]  # noqa: ANN201  KFP warns of None
+    """Post the outcome."""
+    from components import _runtime
+
+    _runtime.end(config, run_id, status.state, status.error_message)
