@@ -67,11 +67,12 @@ def resolve(config: Config, as_of: str = "") -> Done:
         raise ConfigError(
             f"as_of = {as_of!r} was not expanded by the scheduler; give a date, yesterday, or leave it empty"
         )
-    tracking.check(config.registry.tracking_uri)
     try:
-        config.check_slices(features.fields_of(config))
+        # Formats that declare their own fields are not known to the config.
+        config.check_slices({field.name: field.kind for field in features.fields_of(config)})
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    tracking.check(config.registry.tracking_uri)
     what = f"{config.model.name} on {_count(config.train.workers, 'worker')}"
     if as_of:
         return _resolve_day(config, as_of, what)

@@ -14,7 +14,7 @@ import os
 import pkgutil
 import re
 import zoneinfo
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -530,8 +530,10 @@ class Config(Section):
             raise ValueError(
                 f"train.lanes = {self.train.lanes} must be at least train.workers = {self.train.workers}; raise it"
             )
-        if self.fields:
-            self.check_slices(self.fields)
+        if self.gate.slices and self.source.task != "click":
+            raise ValueError("gate.slices compares AUCs, which ratings have none of; remove it, or set task = 'click'")
+        if self.gate.slices and self.fields:
+            self.check_slices({field.name: field.kind for field in self.fields})
         places = self.cluster.nodes * self.cluster.nproc_per_node
         if self.cluster.backend == "pytorchjob" and places != self.train.workers:
             raise ValueError(
@@ -539,15 +541,8 @@ class Config(Section):
             )
         return self
 
-    def check_slices(self, fields: Iterable[FieldConfig]) -> None:
-        """Whether gate.slices fits the fields; those of a format that brings its own are known where it is read.
-
-        Raises:
-            ValueError: it does not.
-        """
-        if self.gate.slices and self.source.task != "click":
-            raise ValueError("gate.slices compares AUCs, which ratings have none of; remove it, or set task = 'click'")
-        kinds = {field.name: field.kind for field in fields}
+    def check_slices(self, kinds: Mapping[str, str]) -> None:
+        """Raise ``ValueError`` unless gate.slices are fields with values; ``kinds`` are all fields and their kinds."""
         for name in self.gate.slices:
             if name not in kinds:
                 close = difflib.get_close_matches(name, kinds, n=1)

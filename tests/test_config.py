@@ -309,3 +309,25 @@ def test_digests_see_what_decides_and_nothing_else(base: Path) -> None:
 def test_ready_configs_are_right(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DES_DATA", "/data")
     assert load_config(Path(__file__).parent.parent / "configs" / f"{name}.toml").run.name == name
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("gate.slices=['usr']", "gate.slices: there is no field 'usr'; did you mean user?"),
+        ("gate.slices=['zzzzz']", "gate.slices: there is no field 'zzzzz'; fields: "),
+        ("gate.slices=['user','user']", "slices: user is named twice; name each field once"),
+        ("gate.min_calibration=3e9", "min_calibration = 3e+09 is above max_calibration = 1e+09; swap them"),
+        ("gate.reference=@champion", "gate.reference"),
+        ("gate.max_load=1.5", "gate.max_load = 1.5"),
+        ("gate.on_schema_change=drop", "gate.on_schema_change"),
+    ],
+)
+def test_bounds_that_cannot_be_meant_are_refused(base: Path, override: str, message: str) -> None:
+    assert message in fault(base, override)
+
+
+def test_slices_are_of_fields_with_values_and_of_clicks(base: Path) -> None:
+    number = "fields=[{name='a'},{name='b',kind='numeric'}]"
+    assert "gate.slices: b is a number" in fault(base, number, "gate.slices=['b']")
+    assert "gate.slices compares AUCs" in fault(base, "source.task=rating", "gate.slices=['user']")
