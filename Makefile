@@ -1,20 +1,22 @@
-# make install | run | test | check | bench | docs | lock | clean
+# make install | run | week | test | check | bench | docs | lock | clean
 #
 # PYTHON       the interpreter that .venv is made of: 3.11 or 3.12
 # TORCH_INDEX  index of torch's build, e.g. https://download.pytorch.org/whl/cpu (about 200 MB);
 #              empty: whatever pip finds, on Linux usually the CUDA build of several GB
+# CONFIG       the run's TOML of make run and make week: configs/demo.toml
 # ARGS         more arguments for the command, e.g. make test ARGS="tests/test_config.py -x"
 
 FITS := import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(firstword $(shell for name in python3.11 python3.12 python3; do \
 	$$name -c '$(FITS)' 2>/dev/null && command -v $$name; done) python3.11)
 TORCH_INDEX ?=
+CONFIG ?= configs/demo.toml
 ARGS ?=
 VENV := .venv
 STAMP := $(VENV)/installed
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help install run test check bench docs lock clean
+.PHONY: help install run week test check bench docs lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -31,10 +33,15 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 run: install
-	$(VENV)/bin/des run -c configs/demo.toml $(ARGS)
+	$(VENV)/bin/des run -c $(CONFIG) $(ARGS)
 
+# Seven days, each judged, registered and gone on from.
+week: install
+	$(VENV)/bin/des run -c $(CONFIG) --set run.name=week --from 2026-01-01 --to 2026-01-07 $(ARGS)
+
+# Two files at a time (tests/conftest.py says which go together); with ARGS a plain pytest.
 test: install
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest $(or $(ARGS),-n 2 --dist loadfile --no-loadscope-reorder --durations 25)
 
 check: install
 	$(VENV)/bin/ruff format --check .

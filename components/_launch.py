@@ -1,4 +1,4 @@
-"""N workers as local processes under torchrun, and one line that says why they ended.
+"""N workers as local processes under torchrun, or as one cluster job, and one line that says why they ended.
 
     launcher -> torchrun -> workers, each tied to the life of its parent (see _tied)
 
@@ -38,7 +38,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def launch(role: Role, run: Run, resume: bool = False, profile: bool = False, module: str = "") -> None:
-    """Run a role on ``train.workers`` local workers until they are done.
+    """Run a role on ``train.workers`` workers, where cluster.backend says, until they are done.
 
     Args:
         profile: wait for the device after each phase of a step, so that its time is its own.
@@ -47,6 +47,11 @@ def launch(role: Role, run: Run, resume: bool = False, profile: bool = False, mo
     Raises:
         DesError: a worker failed; UserError where it is the user's to mend.
     """
+    if run.config.cluster.backend == "pytorchjob":
+        from components import _cluster
+
+        _cluster.launch(role, run, resume, profile, module)
+        return
     log_path = log_file(run, role)
     with (
         tempfile.TemporaryDirectory(prefix="des-") as scratch,

@@ -80,6 +80,7 @@ def _status(config: Config, holder: str) -> dict[str, Any]:
 def _note(config: Config, holder: str, name: str, done: Done) -> None:
     status = _status(config, holder)
     status["done"][name] = done.reference
+    status["as_of"] = done.numbers.get("as_of", status.get("as_of", ""))
     storage.write_json(status_uri(config, holder), status)
 
 

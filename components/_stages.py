@@ -79,7 +79,7 @@ def resolve(config: Config, as_of: str = "") -> Done:
             f"seen any of these logs; give a day: --as-of DATE, or another name: --set run.name={config.run.name}-whole"
         )
     logs = _count(len({file for part in files.values() for file in part}), "file")
-    return Done(f"{what}, {logs} of {config.source.format} logs", ALL)
+    return Done(f"{what}, {logs} of {config.source.format} logs", ALL, numbers={"as_of": ""})
 
 
 def _resolve_day(config: Config, as_of: str, what: str) -> Done:
@@ -95,11 +95,11 @@ def _resolve_day(config: Config, as_of: str, what: str) -> Done:
         log.emit("wait", day=day, hours=config.recurring.wait_hours)
         time.sleep(min(POLL_S, max(deadline - time.monotonic(), 0.0)))
     if day in days:
-        return Done(f"{what}, {day}: {_count(len(days), 'closed day')}", day)
+        return Done(f"{what}, {day}: {_count(len(days), 'closed day')}", day, numbers={"as_of": day})
     missing = config.source.ready.replace("{day}", day) if config.source.ready else "its logs"
     if config.recurring.on_missing == "fail":
         raise DataError(f"{day}: {missing} did not come; see recurring.wait_hours and recurring.on_missing")
-    return Done(f"{day}: {missing} did not come, nothing to do", ABSENT)
+    return Done(f"{day}: {missing} did not come, nothing to do", ABSENT, numbers={"as_of": day})
 
 
 def ingest_and_pin(config: Config, as_of: str = ALL) -> Done:

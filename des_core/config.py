@@ -33,6 +33,12 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
+def without_passwords(text: str) -> str:
+    """The text, with *** for the user and password of every address in it."""
+    text = re.sub(r"""://(?:[^:/@\s"']*:[^\s"']*|[^/@\s"']+)@""", "://***@", text)
+    return re.sub(r"""([?&](?:ssl)?password=)[^&\s"']*""", r"\1***", text)
+
+
 class Section(BaseModel):
     """A frozen table of the TOML; an unknown key is an error."""
 
@@ -44,7 +50,9 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="Name of the run, its folder and the registered model.")
     seed: int = Field(0, ge=0, description="Seed of shuffles, first values, dropout and synthetic logs.")
-    dir: str = Field("", description="Folder of the run; empty means runs/NAME in the current directory.")
+    dir: str = Field(
+        "", description="Folder of the run; empty: runs/NAME in the current directory, on a cluster storage.root."
+    )
 
 
 class JoinConfig(Section):
@@ -368,13 +376,64 @@ class RegistryConfig(Section):
 
 
 class GateConfig(Section):
-    """When a candidate becomes champion."""
+    """When a candidate becomes champion. Bounds on the click metrics and on drift judge the day's data as well."""
 
     min_auc: float = Field(0.5, ge=0, le=1, description="Least test AUC (click).")
-    max_auc_drop: float = Field(0.002, ge=0, le=1, description="Most AUC below the champion on the same rows.")
+    max_auc_drop: float = Field(
+        0.015,
+        ge=0,
+        le=1,
+        description="Most AUC below the champion's on the same rows, surely: the 95 % interval of the difference lies "
+        "above minus this. 2,000 rows tell two warm-started models apart to about 0.01; set less for larger tails.",
+    )
     min_samples: int = Field(100, ge=1, description="Fewer test samples are inconclusive: the champion stays.")
+    max_logloss: Positive = Field(1e9, description="Most log loss, in nats (click).")
+    max_ne: Positive = Field(
+        1.0, description="Most normalised entropy (click): above 1 always predicting the mean label were better."
+    )
+    min_calibration: NonNegative = Field(0.0, description="Least predicted clicks / observed clicks (click).")
+    max_calibration: Positive = Field(1e9, description="Most predicted clicks / observed clicks (click).")
     max_rmse: float = Field(1e9, gt=0, description="Most test RMSE (rating).")
-    max_rmse_rise: float = Field(0.01, ge=0, description="Most RMSE above the champion on the same rows (rating).")
+    max_rmse_rise: float = Field(
+        0.01, ge=0, description="Most RMSE above the champion's on the same rows, surely, as max_auc_drop (rating)."
+    )
+    slices: tuple[str, ...] = Field(
+        (), description="Fields whose values are compared with the champion one by one: categorical or multi (click)."
+    )
+    slice_min_samples: int = Field(500, ge=2, description="Test samples of a value that is compared.")
+    slice_max_auc_drop: float = Field(0.05, ge=0, le=1, description="As max_auc_drop, among the samples of a value.")
+    max_psi: Positive = Field(
+        0.5, description="Most population stability index of a field, the day against the days before."
+    )
+    max_new_share: float = Field(
+        1.0, ge=0, le=1, description="Most of a field's values in the day that no day before had."
+    )
+    max_missing_share: float = Field(
+        0.2, ge=0, le=1, description="Most by which the share of a field's rows without a value may grow in the day."
+    )
+    max_load: float = Field(1.0, gt=0, le=1, description="Most load of the index of rows, as the report has it.")
+    max_rows: int = Field(0, ge=0, description="Most rows over all workers when training ends; 0: any number.")
+    max_evicted_share: float = Field(1.0, ge=0, le=1, description="Most rows evicted in training / rows admitted.")
+    reference: str = Field(
+        "",
+        pattern=r"^\d*$",
+        description="A version that the candidate is compared with as well, so that small drops cannot add up.",
+    )
+    on_schema_change: Literal["keep", "absolute"] = Field(
+        "keep", description="A champion that cannot score the rows stays, or the other bounds alone decide."
+    )
+
+    @model_validator(mode="after")
+    def _bounds_agree(self) -> GateConfig:
+        if self.min_calibration > self.max_calibration:
+            raise ValueError(
+                f"min_calibration = {self.min_calibration:g} is above max_calibration = {self.max_calibration:g}; "
+                "swap them"
+            )
+        twice = sorted({name for name in self.slices if self.slices.count(name) > 1})
+        if twice:
+            raise ValueError(f"slices: {twice[0]} is named twice; name each field once")
+        return self
 
 
 class EvalConfig(Section):
@@ -406,13 +465,20 @@ class ClusterConfig(Section):
     image: str = Field("", description="Image of steps and workers; empty: the environment's DES_IMAGE.")
     nodes: int = Field(1, ge=1, description="Pods of the job.")
     nproc_per_node: int = Field(1, ge=1, description="Workers in each pod.")
-    cpu: str = Field("1", description="CPUs of each pod, as Kubernetes writes them.")
-    memory: str = Field("4Gi", description="Memory of each pod, as Kubernetes writes it.")
+    cpu: str = Field("1", pattern=r"^(\d+(\.\d+)?|\d+m)$", description="CPUs of each pod, as Kubernetes writes them.")
+    memory: str = Field(
+        "4Gi", pattern=r"^\d+(\.\d+)?([KMGT]i|[kMGT])?$", description="Memory of each pod, as Kubernetes writes it."
+    )
     gpus: int = Field(0, ge=0, description="GPUs (nvidia.com/gpu) of each pod.")
     queue: str = Field("", description="Kueue's local queue; empty: none.")
     queue_timeout_s: Positive = Field(3600.0, description="Seconds a job may wait in its queue.")
     deadline_s: Positive = Field(86_400.0, description="Seconds a job may run.")
     elastic: bool = Field(False, description="Pods may leave and join; training goes on from the last checkpoint.")
+
+    @field_validator("cpu", mode="before")
+    @classmethod
+    def _cpus_may_be_a_number(cls, cpu: Any) -> Any:
+        return str(cpu) if isinstance(cpu, int | float) and not isinstance(cpu, bool) else cpu
 
 
 class NotifyConfig(Section):
@@ -463,6 +529,8 @@ class Config(Section):
             raise ValueError(
                 f"train.lanes = {self.train.lanes} must be at least train.workers = {self.train.workers}; raise it"
             )
+        if self.gate.slices:
+            self._check_slices()
         places = self.cluster.nodes * self.cluster.nproc_per_node
         if self.cluster.backend == "pytorchjob" and places != self.train.workers:
             raise ValueError(
@@ -470,12 +538,43 @@ class Config(Section):
             )
         return self
 
+    def _check_slices(self) -> None:
+        if self.source.task != "click":
+            raise ValueError("gate.slices compares AUCs, which ratings have none of; remove it, or set task = 'click'")
+        # The fields of a format that declares its own are known where it is read, which loads numba.
+        from des_core.data.encoding import fields_of
+
+        kinds = {field.name: field.kind for field in fields_of(self)}
+        for name in self.gate.slices:
+            if name not in kinds:
+                close = difflib.get_close_matches(name, kinds, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"fields: {', '.join(kinds)}"
+                raise ValueError(f"gate.slices: there is no field {name!r}; {hint}")
+            if kinds[name] == "numeric":
+                raise ValueError(f"gate.slices: {name} is a number; name categorical or multi fields")
+
     @property
     def digest(self) -> str:
         """sha256 of what decides the result: not where it is stored or registered."""
         content = self.model_dump(mode="json", exclude={"storage", "registry", "cluster", "notify"})
         content["run"].pop("dir")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def recorded(self) -> Config:
+        """This config as it is written into results: no user or password in an address."""
+
+        def blank(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: blank(inner) for key, inner in value.items()}
+            if isinstance(value, list):
+                return [blank(inner) for inner in value]
+            return without_passwords(value) if isinstance(value, str) else value
+
+        content = blank(self.model_dump(mode="json"))
+        # The path of a webhook is its password.
+        content["notify"]["webhook"] = re.sub(r"(://[^/]*/).+", r"\1***", content["notify"]["webhook"])
+        return Config.model_validate(content)
 
     @property
     def trajectory_digest(self) -> str:
@@ -504,16 +603,23 @@ class Config(Section):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
+def load_config(path: str | Path, overrides: tuple[str, ...] = (), in_pods: bool = False) -> Config:
     """The checked run of a TOML file, after ``section.key=value`` overrides.
+
+    Args:
+        in_pods: the run's steps are pods, and its paths theirs.
 
     Raises:
         ConfigError: the file, a key, a value or an environment variable is not right.
     """
-    document = read_document(path)
+    relative: dict[str, str] = {}
+    document = read_document(path, relative)
     for override in overrides:
-        apply_override(document, override)
-    config = parse_config(document, " ".join([str(path), *(f"--set {override}" for override in overrides)]))
+        apply_override(document, override, relative)
+    origin = " ".join([str(path), *(f"--set {override}" for override in overrides)])
+    config = parse_config(document, origin)
+    if in_pods or config.cluster.backend == "pytorchjob":
+        config = _for_cluster(config, relative, origin)
     run_dir = os.path.abspath(config.run.dir or os.path.join("runs", config.run.name))
     return config.model_copy(
         update={
@@ -524,6 +630,28 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
             ),
         }
     )
+
+
+def _for_cluster(config: Config, relative: dict[str, str], origin: str) -> Config:
+    """The config, none of whose paths counts from a folder of this machine.
+
+    Raises:
+        ConfigError: one does, or no place is named where steps and workers both see the results.
+    """
+    for key, text in relative.items():
+        raise ConfigError(
+            f"{origin}: {key} = {text!r} is a relative path, and a pod has no such folder; "
+            "give a path from / on its volume, or an address like s3://bucket/folder"
+        )
+    root = config.storage.root or config.run.dir
+    if not root:
+        raise ConfigError(
+            f"{origin}: storage.root is not set, and the pods of steps and workers must share it; "
+            "give a path from / on their volume, or an address like s3://bucket/folder"
+        )
+    if config.run.dir or "://" in root:
+        return config
+    return config.model_copy(update={"run": config.run.model_copy(update={"dir": root})})
 
 
 def parse_config(document: dict[str, Any] | str, origin: str = "config") -> Config:

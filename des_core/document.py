@@ -57,8 +57,11 @@ RULES = {
 """pydantic's kinds of fault, in the words of this project."""
 
 
-def read_document(path: str | Path) -> dict[str, Any]:
+def read_document(path: str | Path, relative: dict[str, str]) -> dict[str, Any]:
     """The tables of a TOML file, with variables expanded and paths absolute.
+
+    Args:
+        relative: takes the keys whose path was not absolute, and what stood there.
 
     Raises:
         ConfigError: no such file, not TOML, or a variable that is not set.
@@ -71,11 +74,11 @@ def read_document(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text ({error})") from None
-    resolved: dict[str, Any] = _resolve(document, (), Path(path).resolve().parent, str(path))
+    resolved: dict[str, Any] = _resolve(document, (), Path(path).resolve().parent, str(path), relative)
     return resolved
 
 
-def apply_override(document: dict[str, Any], override: str) -> None:
+def apply_override(document: dict[str, Any], override: str, relative: dict[str, str]) -> None:
     """Set one ``section.key=value``; the value is read as TOML, or else taken as text.
 
     An item of a list of tables is named by its ``name`` or its position: ``fields.movie.kind=multi``.
@@ -102,7 +105,9 @@ def apply_override(document: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override}: {word} is not a table; write it as section.key=value")
     if isinstance(target, list):
         raise ConfigError(f"--set {override}: say which of {'.'.join(known)} and which key of it")
-    target[words[-1]] = _resolve(value, (*known, words[-1]), Path.cwd(), f"--set {override}")
+    known = (*known, words[-1])
+    relative.pop(".".join(known), None)
+    target[words[-1]] = _resolve(value, known, Path.cwd(), f"--set {override}", relative)
 
 
 def explain(error: ValidationError, model: type[BaseModel], document: Any) -> str:
@@ -127,12 +132,12 @@ def explain(error: ValidationError, model: type[BaseModel], document: Any) -> st
     return f"{key} = {json.dumps(fault['input'], default=str, ensure_ascii=False)} {wanted}"
 
 
-def _resolve(value: Any, key: tuple[str, ...], base: Path, origin: str) -> Any:
+def _resolve(value: Any, key: tuple[str, ...], base: Path, origin: str, relative: dict[str, str]) -> Any:
     """A TOML value with variables expanded, paths absolute and dates as text."""
     if isinstance(value, dict):
-        return {word: _resolve(item, (*key, word), base, origin) for word, item in value.items()}
+        return {word: _resolve(item, (*key, word), base, origin, relative) for word, item in value.items()}
     if isinstance(value, list):
-        return [_resolve(item, key, base, origin) for item in value]
+        return [_resolve(item, key, base, origin, relative) for item in value]
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if not isinstance(value, str):
@@ -140,6 +145,9 @@ def _resolve(value: Any, key: tuple[str, ...], base: Path, origin: str) -> Any:
     text = re.sub(r"\$\{(\w+)\}", lambda match: _variable(match[1], origin), value)
     if key not in PATHS and not text.startswith("sqlite:///"):
         return text
+    path = text.removeprefix("sqlite:///")
+    if path and "://" not in path and not path.startswith("/"):
+        relative[".".join(key)] = text
     return _absolute(text, Path.cwd() if value.startswith("${") else base)
 
 

@@ -150,7 +150,7 @@ def pin(config: Config, dataset: Reference | None = None, day: Day | None = None
                 "run_key": run.key,
                 "config_digest": config.digest,
                 "dataset": relative_to_root(config, dataset),
-                "config": config.model_dump(mode="json"),
+                "config": config.recorded.model_dump(mode="json"),
                 "day": None if day is None else day.model_dump(mode="json"),
             },
         )

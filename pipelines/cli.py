@@ -6,6 +6,7 @@ Every command takes ``--json`` and then prints one JSON object as the last line 
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shlex
@@ -24,6 +25,7 @@ from des_core.errors import DesError, UserError
 if TYPE_CHECKING:
     from components._stages import Done
     from des_core.config import Config
+    from pipelines.client import Kubeflow, Version
 
 app = typer.Typer(
     name="des",
@@ -37,6 +39,15 @@ ConfigFile = Annotated[Path, typer.Option("-c", "--config", metavar="FILE", help
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; may be repeated."),
+]
+Host = Annotated[
+    str | None, typer.Option("--host", metavar="URL", help="Kubeflow Pipelines; default: KFP_HOST. Token: KFP_TOKEN.")
+]
+Namespace = Annotated[
+    str | None, typer.Option("--namespace", metavar="NS", help="Of the runs' pods; default: KFP_NAMESPACE.")
+]
+Experiment = Annotated[
+    str | None, typer.Option("--experiment", metavar="NAME", help="Where runs are listed; default: run.name.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
@@ -157,6 +168,93 @@ def compile_(
     compile_to(loaded, str(output))
     _line("pipeline", str(output))
     _answer(as_json, {"pipeline": str(output), "config_digest": loaded.digest})
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    as_of: Annotated[
+        str, typer.Option("--as-of", metavar="DATE", help="The day to train, or yesterday; default: all logs.")
+    ] = "",
+    host: Host = None,
+    namespace: Namespace = None,
+    experiment: Experiment = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the pipeline on Kubeflow, once."""
+    if as_of not in ("", "yesterday"):
+        try:
+            as_of = datetime.date.fromisoformat(as_of).isoformat()
+        except ValueError:
+            raise UserError(f"--as-of {as_of}: write a date like 2026-01-31, or yesterday") from None
+    loaded = _load_for_pods(config, set_)
+    with tempfile.TemporaryDirectory(prefix="des-submit-") as folder:
+        kubeflow, version, found = _upload(loaded, folder, host, namespace, experiment)
+        run_id = kubeflow.run(loaded.run.name, version, found, as_of)
+    page = kubeflow.ui("runs", run_id)
+    _line("version", version.name + ("" if version.uploaded else " (was there)"))
+    _line("run", run_id)
+    _line("page", page)
+    _answer(as_json, {"run_id": run_id, "experiment_id": found, "page": page, **_version_facts(version)})
+
+
+@app.command()
+def schedule(
+    config: Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE", help="The run's TOML.")] = None,
+    cron: Annotated[
+        str | None,
+        typer.Option(metavar="LINE", help='Six fields, seconds first, in Kubeflow time, like "0 0 3 * * *".'),
+    ] = None,
+    interval: Annotated[str | None, typer.Option(metavar="TIME", help="Like 24h.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show the schedules there are.")] = False,
+    pause: Annotated[str | None, typer.Option(metavar="NAME", help="Put a schedule to sleep.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="NAME", help="Wake it.")] = None,
+    delete: Annotated[str | None, typer.Option(metavar="NAME", help="Delete it; its runs stay.")] = None,
+    host: Host = None,
+    namespace: Namespace = None,
+    experiment: Experiment = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the pipeline on Kubeflow every day, as of yesterday."""
+    from pipelines import client, trigger
+
+    asked = [pause, resume, delete, config]
+    if list_ + sum(word is not None for word in asked) != 1:
+        raise UserError("give one of -c FILE (with --cron or --interval), --list, --pause, --resume and --delete NAME")
+    if config is None:
+        if cron or interval or set_ or experiment:
+            raise UserError("--cron, --interval, --set and --experiment go with -c FILE")
+        kubeflow = client.connect(host, namespace)
+        for verb, done, name in (
+            ("disable", "paused", pause),
+            ("enable", "resumed", resume),
+            ("delete", "deleted", delete),
+        ):
+            if name is not None:
+                kubeflow.change(verb, name)
+                _line(done, name)
+                _answer(as_json, {"schedule": name, "done": done})
+        if list_:
+            found = kubeflow.schedules()
+            for one in found:
+                _line(one.name, f"{'enabled' if one.enabled else 'paused'}; {one.about}")
+            _answer(as_json, {"schedules": [one._asdict() for one in found]})
+        return
+    if (cron is None) == (interval is None):
+        raise UserError('give one of --cron "0 0 3 * * *" and --interval 24h')
+    when = trigger.from_cron(cron) if cron is not None else trigger.from_interval(str(interval))
+    loaded = _load_for_pods(config, set_)
+    with tempfile.TemporaryDirectory(prefix="des-schedule-") as folder:
+        kubeflow, version, at = _upload(loaded, folder, host, namespace, experiment)
+        made, done = kubeflow.schedule(loaded.run.name, version, at, "yesterday", when)
+    page = kubeflow.ui("recurringrun", made.id)
+    _line("version", version.name + ("" if version.uploaded else " (was there)"))
+    _line("schedule", f"{done}: {made.name}, {when}")
+    _line("page", page)
+    facts = {"schedule": made.name, "schedule_id": made.id, "done": done, "when": str(when), "page": page}
+    _answer(as_json, facts | {"experiment_id": at} | _version_facts(version))
 
 
 @app.command()
@@ -283,6 +381,25 @@ def serve(
 
 
 @app.command()
+def lineage(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME/VERSION or models:/NAME@ALIAS.")],
+    config: Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE", help="Names the registry.")] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Versions that led to a model, the newest first: their days, data, code and verdicts."""
+    from des_core.release import prediction, registry
+    from pipelines import summary
+
+    if set_ and config is None:
+        raise UserError("--set changes a config: give one with -c FILE")
+    uri = prediction.tracking_uri(model, None if config is None else _load(config, set_))
+    links = registry.chain(model, uri)
+    summary.show_chain(links)
+    _answer(as_json, {"model": model, "chain": [link.model_dump(mode="json") for link in links]})
+
+
+@app.command()
 def plan(
     config: ConfigFile,
     workers: Annotated[int | None, typer.Option(min=1, help="Default: train.workers.")] = None,
@@ -377,6 +494,32 @@ def _load(path: Path, overrides: list[str] | None) -> Config:
     config = load_config(path, tuple(overrides or ()))
     crash_folder = config.run.dir
     return config
+
+
+def _load_for_pods(path: Path, overrides: list[str] | None) -> Config:
+    """The config as the steps' pods see it, if they can reach all that it names."""
+    from des_core.config import load_config
+    from pipelines import settings
+
+    return settings.as_seen(load_config(path, tuple(overrides or ()), in_pods=True))
+
+
+def _upload(
+    config: Config, folder: str, host: str | None, namespace: str | None, experiment: str | None
+) -> tuple[Kubeflow, Version, str]:
+    """Kubeflow, the version of the pipeline there, and the experiment's id."""
+    from pipelines import client
+    from pipelines.training import compile_to
+
+    kubeflow = client.connect(host, namespace)
+    package = os.path.join(folder, f"{config.run.name}.yaml")
+    compile_to(config, package)
+    return kubeflow, kubeflow.upload(config, package), kubeflow.experiment(experiment or config.run.name)
+
+
+def _version_facts(version: Version) -> dict[str, Any]:
+    facts = version._asdict()
+    return {"version": facts.pop("name"), **facts}
 
 
 def _tell(name: str, done: Done, as_json: bool) -> None:

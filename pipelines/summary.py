@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from des_core import log, storage
+from des_core.config import without_passwords
 from des_core.release.gate import Verdict
+from des_core.release.lineage import Link
 from des_core.release.registry import Registered
 from des_core.run import Run
 
@@ -70,8 +72,8 @@ def show_days(results: list[dict[str, Any]]) -> None:
 def mlflow_ui(tracking_uri: str) -> str:
     """The address of a server's page, or the command that shows a database."""
     if tracking_uri.startswith("http"):
-        return tracking_uri
-    return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
+        return without_passwords(tracking_uri)
+    return f"mlflow ui --backend-store-uri {shlex.quote(without_passwords(tracking_uri))}"
 
 
 def tell(result: dict[str, Any]) -> None:
@@ -116,6 +118,36 @@ def show_plan(plan: dict[str, Any]) -> None:
             print(log.format_event("worker", **{**row, "fields": ",".join(row["fields"])}))
         return
     _plan_tables(plan)
+
+
+def show_chain(links: Sequence[Link]) -> None:
+    """Print a version and its parents, newest first: aligned on a terminal, one line each elsewhere."""
+    if not sys.stdout.isatty():
+        for link in links:
+            days = {"days": ",".join(f"{day}={sha256}" for day, sha256 in link.days.items())}
+            facts = link.model_dump() | {"aliases": ",".join(link.aliases)} | days
+            print(
+                log.format_event("version", **{key: value for key, value in facts.items() if value not in (None, "")})
+            )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*("version", "as of", "trained through", "verdict"), box=None)
+    table.add_column("test", justify="right")
+    for column in ("aliases", "data", "code", "parent"):
+        table.add_column(column)
+    for link in links:
+        metric = link.test_auc if link.test_auc is not None else link.test_rmse
+        data = link.dataset.rpartition(":")[2][:12] + (f" ({len(link.days)} days)" if link.days else "")
+        through = link.trained_through[:19].replace("T", " ")
+        numbers = ("" if metric is None else f"{metric:.4f}", ", ".join(link.aliases), data, link.git_commit[:12])
+        table.add_row(link.version, link.as_of, through, link.verdict, *numbers, link.parent_version or "none")
+    Console(soft_wrap=True).print(table)
+    first = links[0]
+    for key in ("run_key", "config_digest", "seed", "git_commit", "image", "environment", "dataset", "mlflow_run"):
+        if getattr(first, key):
+            print(f"{key.replace('_', ' '):<14} {getattr(first, key)}")
 
 
 def show_profile(phases: dict[str, float]) -> None:

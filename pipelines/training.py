@@ -48,13 +48,17 @@ def compile_to(config: Config, output: str) -> None:
     """Write the DAG as YAML, with the config as the default of its one parameter; the same bytes every time.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder, or a password in the config.
     """
+    from pipelines import settings
+
+    settings.check_secrets(config)
     if not Path(output).absolute().parent.is_dir():
         raise UserError(f"{Path(output).parent}: no such folder for {Path(output).name}; make it first")
     partial = f"{output}.partial-{os.getpid()}.yaml"
     try:
-        compiler.Compiler().compile(training, partial, pipeline_parameters={"config": config.model_dump_json()})
+        parameters = {"config": config.model_dump_json()}
+        compiler.Compiler().compile(settings.settled(training, config), partial, pipeline_parameters=parameters)
         os.replace(partial, output)
     finally:
         Path(partial).unlink(missing_ok=True)

@@ -1,9 +1,9 @@
 """The import rules, held by reading every import in the tree, lazy ones too."""
 
 import ast
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ ONLY = {
     "mlflow": ("des_core/release/registry.py", "des_core/release/serving.py"),
     "kubernetes": ("k8s/jobs.py",),
     "kfp": ("components/", "pipelines/"),
+    "kfp_server_api": ("pipelines/client.py",),
     "pipelines": ("pipelines/",),
     "components": ("components/", "pipelines/"),
     "k8s": ("k8s/", "components/", "pipelines/cli.py"),
@@ -79,10 +80,12 @@ def test_no_error_is_swallowed(file: str) -> None:
 
 
 def test_help_is_quick() -> None:
+    """In seconds of CPU, which other tests running beside this one do not change."""
     command = [sys.executable, "-c", "from pipelines.cli import main; main()", "--help"]
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = os.times()
         subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-        seconds.append(time.perf_counter() - start)
+        after = os.times()
+        seconds.append(after.children_user - before.children_user + after.children_system - before.children_system)
     assert min(seconds) < 0.5, f"des --help took {min(seconds):.2f} s; import heavy modules inside the command"

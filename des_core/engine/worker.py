@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-from des_core import storage
+from des_core import log, storage
 from des_core.config import Config, parse_config
 from des_core.contracts import DAY_MICROS, LABEL, TIME, Dataset, Reference
 from des_core.data.batches import Lookups, Ownership, Stream, dense_values
@@ -437,6 +437,7 @@ def main(role: Callable[[Run, Collectives, bool, bool], None]) -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         with heartbeat(partial(_lost, rank)):
             peers = Collectives(device_of(config))
+            _join(peers)
             role(run, peers, arguments.resume, arguments.profile)
             peers.close()
     except DesError as error:
@@ -449,6 +450,13 @@ def main(role: Callable[[Run, Collectives, bool, bool], None]) -> None:
         sys.exit(1)
 
 
+def _join(peers: Collectives) -> None:
+    """Say, once in each pod, which workers it has and where worker 0 is."""
+    if "POD_NAME" in os.environ and os.environ.get("LOCAL_RANK") == "0":
+        pod, first = os.environ["POD_NAME"], os.environ["MASTER_ADDR"]
+        log.emit("joined", pod=pod, worker=peers.rank, workers=peers.workers, worker_0_at=first, to=sys.stdout)
+
+
 def _lost(rank: int, peer: int, silent_s: float) -> None:
     """A peer's heart stopped: say which, and leave at once, for this process waits in a collective."""
     _report(1, f"worker {peer} has not answered for {silent_s:.0f} s (killed, frozen or cut off)", rank)
@@ -459,7 +467,10 @@ def _report(code: int, message: str, rank: int) -> None:
     """Leave the failure for the launcher; the first worker to fail knows the cause best."""
     print(f"worker {rank}: {message}", file=sys.stderr, flush=True)
     path = os.environ.get("DES_ERROR_FILE")
-    if path:
+    if not path:
+        # From a pod the launcher has nothing but the log.
+        log.emit("error", code=code, worker=rank, message=" ".join(message.split()))
+    else:
         partial_path = f"{path}.{rank}"
         with open(partial_path, "w", encoding="utf-8") as file:
             json.dump({"code": code, "message": message, "worker": rank}, file)

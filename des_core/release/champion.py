@@ -1,98 +1,287 @@
-"""The champion's scores of the very rows that the candidate was tested on.
+"""The champion's scores: of a day's new rows before anything is trained on them, and of the test rows.
 
 It sees them through its own field definitions. Where the run's feature store holds all of its columns, it reads them
 there; where its fields were defined differently, the raw logs are ingested again with its definitions into a scratch
 folder, and the samples that both have are joined by their ids. A champion that needs a column which the logs no longer
 have cannot be compared.
+
+A day's run scores with the champion that was pinned, whoever is champion by then: the new rows are all rows of its
+window, which no model of this line was trained on. gate.reference must not have seen the test rows either.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from des_core import metrics as measure
 from des_core import storage
-from des_core.config import Config, FieldConfig, StorageConfig
-from des_core.contracts import Dataset, FieldSpec, Reference
-from des_core.errors import UserError
-from des_core.release import registry
-from des_core.release.gate import Champion
-from des_core.run import Run
+from des_core.config import FieldConfig, StorageConfig
+from des_core.contracts import FILE, LABEL, ROW, TIME, Dataset, FieldSpec, Reference, Segment
+from des_core.data import drift
+from des_core.data.batches import Stream, columns_of
+from des_core.errors import ConfigError, DataError, UserError
+from des_core.release import checks, registry
+from des_core.release.gate import Champion, NewRows, read_table
+from des_core.release.slices import sample_ids
+from des_core.run import Day, Run
+
+if TYPE_CHECKING:
+    from des_core.release.serving import Scorer
 
 STORED = ("name", "column", "kind", "separator", "weight", "derive")
 """What decides a field's columns in the feature store: statistics and pooling are applied when they are read."""
+
+BATCH = 8192
 
 
 def score(run: Run) -> tuple[Reference, bool]:
     """``champion.json`` of the run, and whether it was there already.
 
-    It is kept where it scored this report's rows with the present champion, and where the run is registered: its
-    verdict is then a fact, and the champion may well be the run's own model.
+    It is kept where it scored this report's rows with the run's champion: of a day the pinned one. Of a run over whole
+    logs it is the present one, and what is registered is kept too: its verdict is then a fact, and the champion may
+    well be the run's own model.
+
+    Raises:
+        UserError: the champion or gate.reference is not in the registry, or the latter has seen the test rows.
     """
     report = str(run.reference("report.json"))
-    present, own, _ = registry.standing(run)
+    present, own = (run.day.champion, "") if run.day is not None else registry.standing(run)[:2]
     if storage.exists(run.path("champion.json")):
         kept = run.reference("champion.json")
         record = Champion.load(kept)
         if record.report == report and (own or record.version == present):
             return kept, True
-    return _scored(run, report, present).write(run.path("champion.json")), False
+    reason = _score_test(run, present, "champion.parquet") if present else ""
+    referred = run.config.gate.reference
+    record = Champion(
+        status="not_comparable" if reason else "scored" if present else "none",
+        version=present,
+        reason=reason,
+        report=report,
+        reference=referred,
+        reference_reason=_score_test(run, referred, "reference.parquet") if referred else "",
+    )
+    return record.write(run.path("champion.json")), False
 
 
-def _scored(run: Run, report: str, present: str) -> Champion:
-    if not present:
-        return Champion(status="none", report=report)
-    with tempfile.TemporaryDirectory(prefix="des-champion-") as scratch:
-        try:
-            version = _predict(run, scratch)
-        except UserError as error:
-            return Champion(status="not_comparable", version=present, reason=str(error), report=report)
-        finally:
-            storage.delete(_scratch(run.config))
-    return Champion(status="scored", version=version, report=report)
+def score_new(run: Run) -> tuple[Reference, bool]:
+    """``new_rows.json`` of a day's run, and whether it was there already.
+
+    ``new_rows.parquet`` has the pinned champion's scores of every row of the window: sample, label, probability, day.
+    Without a champion there is the day's drift only.
+
+    Raises:
+        UserError: the pinned champion is not in the registry.
+    """
+    day = run.day
+    if day is None:
+        raise UserError(f"{run.folder}: this run is over whole logs, only a day's run has new rows")
+    if storage.exists(run.path("new_rows.json")):
+        return run.reference("new_rows.json"), True
+    record = NewRows(as_of=day.as_of)
+    if day.champion:
+        scored = _scored_by(run, day.champion, ("train", "test"))
+        record = _summed(run, scored) if isinstance(scored, pa.Table) else NewRows(as_of=day.as_of, reason=scored)
+        if isinstance(scored, pa.Table):
+            _write(run.path("new_rows.parquet"), scored)
+    root = run.dataset.uri.rpartition("/")[0]
+    earlier = [name for name in storage.list_folder(root) if name < day.as_of and name not in day.left_out]
+    measured = drift.measure(
+        root, Dataset.load(run.dataset).fields, day.as_of, earlier[-run.config.recurring.max_days :]
+    )
+    return record.model_copy(update={"drift": measured}).write(run.path("new_rows.json")), False
 
 
-def _predict(run: Run, scratch: str) -> str:
-    """Write ``champion.parquet`` and return the champion's version."""
+def _summed(run: Run, scored: pa.Table) -> NewRows:
+    """The record of the new rows' scores."""
+    assert run.day is not None
+    days = {}
+    for name in sorted(scored["day"].unique().to_pylist()):
+        rows = scored.filter(pc.equal(scored["day"], name))
+        days[name] = {"samples": float(rows.num_rows)} | _judged(run.config.source.task, rows)
+    return NewRows(
+        as_of=run.day.as_of,
+        version=run.day.champion,
+        samples=scored.num_rows,
+        metrics=_judged(run.config.source.task, scored),
+        days=days,
+    )
+
+
+def _judged(task: str, scored: pa.Table) -> dict[str, float]:
+    labels, predictions = (np.asarray(scored[name].to_numpy(), np.float64) for name in ("label", "probability"))
+    judged = measure.judge(task, labels, predictions) if len(labels) else {}
+    return {name: float(judged[name]) for name in checks.NAMES if judged.get(name) is not None}
+
+
+def _score_test(run: Run, version: str, name: str) -> str:
+    """Write a version's scores of the test rows; returns why it could not score them, or nothing."""
+    scored = _known(run, version)
+    if scored is None:
+        found = _scored_by(run, version, ("test",))
+        if isinstance(found, str):
+            return found
+        scored = found
+    _write(run.path(name), scored.select(["sample", "probability"]))
+    return ""
+
+
+def _known(run: Run, version: str) -> pa.Table | None:
+    """The test rows' scores among those of the new rows, if this version made them."""
+    if run.day is None or not storage.exists(run.path("new_rows.json")):
+        return None
+    if NewRows.load(run.reference("new_rows.json")).version != version:
+        return None
+    scored = read_table(run.path("new_rows.parquet"))
+    wanted = _samples(run.dataset, ("test",))["sample"]
+    return scored.filter(pc.is_in(scored["sample"], value_set=wanted.combine_chunks()))
+
+
+def _scored_by(run: Run, version: str, splits: tuple[str, ...]) -> pa.Table | str:
+    """A version's (sample, label, probability, day) of the splits' rows in stored order, or why it has none."""
     # Loads torch, which only a run with a champion needs.
     from des_core.release.serving import Scorer
 
-    found = registry.champion(run.config, scratch)
-    if found is None:
-        raise UserError("it is gone from the registry")
-    scorer = Scorer(found.folder)
-    dataset = _seen_by(run, scorer.description.fields)
-    samples, _, predictions = scorer.score_dataset(dataset, "test")
-    table = pa.table({"sample": pa.array(samples, pa.string()), "probability": np.asarray(predictions, np.float64)})
-    with storage.writer(run.path("champion.parquet")) as file:
-        pq.write_table(table, file, compression="zstd")
-    return found.version
+    with tempfile.TemporaryDirectory(prefix="des-champion-") as folder:
+        model = f"models:/{run.config.run.name}/{version}"
+        found = registry.fetch(model, run.config.registry.tracking_uri, folder)
+        try:
+            scorer = Scorer(found.folder)
+        except UserError as error:
+            return str(error)
+        began = _pinned_day(run, scorer)
+        if run.day is not None and version != run.day.champion:
+            _check_unseen(run.day, version, began)
+        try:
+            here = _has_columns(run, scorer)
+            theirs = _predict(scorer, *((run.dataset, splits) if here else _ingested_again(run, scorer)))
+            ours = _samples(run.dataset, splits)
+            place = pc.index_in(ours["sample"], value_set=theirs["sample"].combine_chunks())
+            both = ours.filter(pc.is_valid(place))
+            scored = both.append_column("probability", theirs["probability"].take(place.drop_null()))
+            return _unseen(run.day, began, scored).drop_columns("time")
+        except UserError as error:
+            return str(error)
+        finally:
+            storage.delete(_scratch(run))
 
 
-def _seen_by(run: Run, fields: Sequence[FieldSpec]) -> Reference:
-    """A feature store with the columns of these fields: the run's own where it has them."""
+def _pinned_day(run: Run, scorer: Scorer) -> Day | None:
+    """The day whose run trained this model; None where its run was over whole logs or is not in this storage."""
+    uri = storage.join(run.config.storage.root, "runs", scorer.description.run_key[:12], "inputs.json")
+    day = storage.read_json(uri).get("day") if storage.exists(uri) else None
+    return None if day is None else Day.model_validate(day)
+
+
+def _check_unseen(day: Day, version: str, trained: Day | None) -> None:
+    """A reference must not have been trained on rows that it is to judge.
+
+    Raises:
+        ConfigError: it was, or nobody knows.
+    """
+    if trained is None:
+        raise ConfigError(
+            f"gate.reference = {version}: no day's run in storage.root trained it, so it may have seen the rows that "
+            "judge; choose a version of a day's run"
+        )
+    if trained.cut > day.cut:
+        raise ConfigError(
+            f"gate.reference = {version} was trained as of {trained.as_of} and may have seen rows of {day.as_of}; "
+            "choose an earlier version"
+        )
+
+
+def _unseen(day: Day | None, trained: Day | None, scored: pa.Table) -> pa.Table:
+    """The rows that the champion was not trained on.
+
+    A window goes on where its weights end; training that starts from nothing takes the rows of before as well.
+    """
+    if day is None or day.checkpoint or not day.champion:
+        return scored
+    if trained is None:
+        raise UserError(
+            f"version {day.champion}: no day's run in storage.root trained it, so it may have seen the rows"
+        )
+    tail = pc.and_(pc.equal(scored["day"], trained.as_of), pc.greater_equal(scored["time"], trained.cut))
+    return scored.filter(pc.or_(pc.greater(scored["day"], trained.as_of), tail))
+
+
+def _samples(dataset: Reference, splits: tuple[str, ...]) -> pa.Table:
+    """(sample, label, time, day) of the splits' rows, in stored order."""
+    known = Dataset.load(dataset)
+    schema = pa.schema({"sample": pa.string(), "label": pa.float32(), "time": pa.int64()})
+    tables = [schema.empty_table()]
+    parts = []
+    for split in splits:
+        for batch in Stream(dataset, split, [LABEL, TIME, FILE, ROW]).batches(BATCH):
+            columns = [sample_ids(batch, known.files), batch[LABEL], batch[TIME]]
+            tables.append(pa.table(columns, schema=schema))
+        parts += [np.full(segment.stop - segment.start, segment.part) for segment in known.splits[split]]
+    days = pa.array(np.concatenate(parts) if parts else [], pa.string())
+    return pa.concat_tables(tables).append_column("day", days)
+
+
+def _predict(scorer: Scorer, dataset: Reference, splits: tuple[str, ...]) -> pa.Table:
+    """(sample, probability) of a feature store with the scorer's columns."""
+    files = Dataset.load(dataset).files
+    columns = [column for field in scorer.description.fields for column in columns_of(field)]
+    tables = [pa.table({"sample": pa.array([], pa.string()), "probability": pa.array([], pa.float64())})]
+    for split in splits:
+        for batch in Stream(dataset, split, [*columns, FILE, ROW]).batches(BATCH):
+            scores = pa.array(scorer.score_features(batch), pa.float64())
+            tables.append(pa.table({"sample": sample_ids(batch, files), "probability": scores}))
+    return pa.concat_tables(tables)
+
+
+def _has_columns(run: Run, scorer: Scorer) -> bool:
+    """Whether the run's feature store has all that the scorer reads, made in its way."""
     here = {_stored(field) for field in Dataset.load(run.dataset).fields}
-    if all(_stored(field) in here for field in fields):
-        return run.dataset
-    from des_core.data import features
-
-    return features.ingest(_with_fields(run.config, fields))
+    theirs, ours = scorer.description.config.source, run.config.source
+    same = (theirs.timezone, theirs.missing) == (ours.timezone, ours.missing)
+    return same and all(_stored(field) in here for field in scorer.description.fields)
 
 
 def _stored(field: FieldSpec) -> tuple[str, ...]:
     return tuple(str(getattr(field, key)) for key in STORED)
 
 
-def _with_fields(config: Config, fields: Sequence[FieldSpec]) -> Config:
-    """The same logs and split, with other fields and a feature store of their own."""
+def _ingested_again(run: Run, scorer: Scorer) -> tuple[Reference, tuple[str, ...]]:
+    """A feature store of the same logs with the scorer's fields, and the splits with the rows: of a day all."""
+    from des_core.data import features, sources
+    from des_core.data.dataset import dataset_of
+    from des_core.data.encoding import specs_of
+
+    theirs = scorer.description.config.source
     keys = set(FieldConfig.model_fields)
-    declared = tuple(FieldConfig(**field.model_dump(include=keys)) for field in fields)
-    return config.model_copy(update={"fields": declared, "storage": StorageConfig(root=_scratch(config))})
+    declared = tuple(FieldConfig(**field.model_dump(include=keys)) for field in scorer.description.fields)
+    source = sources.source_of(run.config).model_copy(update={"timezone": theirs.timezone, "missing": theirs.missing})
+    changes = {"fields": declared, "source": source, "storage": StorageConfig(root=_scratch(run))}
+    config = run.config.model_copy(update=changes)
+    if run.day is None:
+        return features.ingest(config), ("test",)
+    wanted = {segment.part for segments in Dataset.load(run.dataset).splits.values() for segment in segments}
+    files = features.day_files(config)
+    if wanted - set(files):
+        raise DataError(f"the logs of {', '.join(sorted(wanted - set(files)))} are gone")
+    manifests = features.ingest_days(config, {day: files[day] for day in sorted(wanted)})
+    segments = tuple(Segment(part=day, start=0, stop=made.part.rows) for day, made in manifests.items())
+    splits: dict[str, tuple[Segment, ...]] = {"train": segments, "valid": (), "test": ()}
+    root = storage.join(config.storage.root, "features")
+    dataset = dataset_of(config, source, specs_of(declared), root, manifests, splits)
+    return dataset.write(storage.join(root, "manifest.json")), ("train",)
 
 
-def _scratch(config: Config) -> str:
-    return storage.join(config.storage.root, "champion-features")
+def _scratch(run: Run) -> str:
+    """A feature store of this run alone."""
+    return storage.join(run.folder, "champion-features")
+
+
+def _write(uri: str, table: pa.Table) -> None:
+    with storage.writer(uri) as file:
+        pq.write_table(table, file, compression="zstd")

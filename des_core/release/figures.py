@@ -217,7 +217,7 @@ def differences(lines: Sequence[tuple[str, float, float, float]], bound: float |
     height = (HEIGHT - BOTTOM - TOP - 20) / len(lines)
     for number, (other, value, low, high) in enumerate(lines):
         y = TOP + 20 + height * (number + 0.65)
-        canvas.interval(y, value, low, high, f"beside {other}", _signed(value, "+.4f"))
+        canvas.interval(y, value, low, high, f"to {other}", _signed(value, "+.4f"))
     return canvas.svg()
 
 

@@ -1,19 +1,27 @@
 """Candidate against champion on the same rows -> a verdict, with its reasons.
 
-    accept  iff  every absolute bound holds  and  AUC(candidate) - AUC(champion) >= -max_auc_drop
-                                        (rating:  RMSE(candidate) - RMSE(champion) <= max_rmse_rise)
+    accept  iff  every absolute bound holds  and  low(AUC(candidate) - AUC(champion)) > -max_auc_drop
+                                        (rating:  high(RMSE(candidate) - RMSE(champion)) < max_rmse_rise)
 
-Rows that cannot decide (fewer than min_samples, or one class only) are inconclusive, and a champion that cannot
+low and high are the ends of the difference's 95 % interval (DeLong; metrics.py): a candidate is not taken because too
+few rows could not tell that it is worse. The same rule holds against gate.reference, a version that stays, and with
+gate.slice_max_auc_drop among the rows of single values.
+
+Rows that cannot decide (fewer than min_samples, or hardly a second class) are inconclusive, and a champion that cannot
 score them is not comparable: in both cases the champion stays. Without a champion the absolute bounds alone decide.
+Where the day's fields drifted beyond bounds, or the champion itself fails on rows that nobody trained on, the reason
+is the data: the candidate is rejected whatever it scores, and the verdict names the days.
+
+Source: DeLong et al., "Comparing the areas under two or more correlated ROC curves", Biometrics 1988.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,14 +30,15 @@ from des_core import metrics as measure
 from des_core import storage
 from des_core.config import GateConfig
 from des_core.contracts import Record, Reference
+from des_core.release import checks, slices
+from des_core.release.checks import Check, Drift, Floats
+from des_core.release.slices import Slice
 from des_core.run import Run
 
-ROUNDING = 1e-12
-"""A difference of two metrics is equal to its bound up to this: 0.8 - 0.802 is not exactly -0.002."""
-
-
-Floats = npt.NDArray[np.float64]
 Outcome = Literal["accept", "reject", "inconclusive", "not_comparable"]
+
+Sliced = Mapping[str, tuple[pa.Table, Mapping[int, str]]]
+"""Field -> its values in the test rows and their texts, see slices.py."""
 
 
 class Champion(Record):
@@ -42,6 +51,27 @@ class Champion(Record):
     """Why it is not comparable."""
     report: str
     """Reference of the report whose rows were scored."""
+    reference: str = ""
+    """Version of gate.reference, whose scores of the same rows are in ``reference.parquet``."""
+    reference_reason: str = ""
+    """Why the reference could not score them, or empty."""
+
+
+class NewRows(Record):
+    """``new_rows.json``: the pinned champion on a day's new rows, before anything was trained on them."""
+
+    as_of: str = ""
+    version: str = ""
+    """The champion; empty where there is none, or where it could not score the rows."""
+    reason: str = ""
+    """Why the champion could not score them."""
+    samples: int = 0
+    metrics: dict[str, float] = {}
+    """Over all new rows: auc, logloss, ne, calibration, or rmse; as far as the rows show them."""
+    days: dict[str, dict[str, float]] = {}
+    """Day -> samples and metrics of its rows."""
+    drift: dict[str, dict[str, float]] = {}
+    """Field -> psi, new_share, missing_share, missing_before: the run's day against the days before it."""
 
 
 class Verdict(Record):
@@ -54,60 +84,114 @@ class Verdict(Record):
     metrics: dict[str, float]
     champion: str = ""
     """Version of the champion that was compared, or empty."""
+    reference: str = ""
+    """Version of gate.reference, or empty."""
     inputs: str = ""
     """Reference of the champion's record, which names the report: a verdict on other files is made again."""
+    data_at_fault: bool = False
+    days_at_fault: tuple[str, ...] = ()
+    """Days whose data are the reason."""
+    intervals: dict[str, tuple[float, float]] = {}
+    """The 95 % interval of a metric, by its name."""
+    checks: tuple[Check, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    drift: tuple[Drift, ...] = ()
 
 
-@dataclass(frozen=True)
-class Check:
-    """One bound, and whether it is kept."""
+@dataclass
+class _Findings:
+    """What was found so far."""
 
-    kept: bool
-    reason: str
+    champion: Champion
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    slices: list[Slice] = field(default_factory=list)
+    drift: list[Drift] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    """What an accepted candidate's reasons are."""
+    faults: dict[str, list[str]] = field(default_factory=dict)
+    """Day -> what is wrong with its data."""
+    doubts: list[tuple[Outcome, str]] = field(default_factory=list)
+
+    def verdict(self, outcome: Outcome, reasons: list[str]) -> Verdict:
+        return Verdict(
+            accepted=outcome == "accept",
+            verdict=outcome,
+            reasons=tuple(reasons),
+            metrics=self.metrics,
+            champion=self.champion.version,
+            reference=self.champion.reference,
+            data_at_fault=bool(self.faults),
+            days_at_fault=tuple(sorted(self.faults)),
+            intervals=self.intervals,
+            checks=tuple(self.checks),
+            slices=tuple(self.slices),
+            drift=tuple(self.drift),
+        )
 
 
-def same_rows(candidate: pa.Table, champion: pa.Table) -> tuple[Floats, Floats, Floats]:
-    """Labels, candidate's scores and champion's scores of the samples that both have, in the candidate's order."""
-    place = pc.index_in(candidate["sample"], value_set=champion["sample"].combine_chunks())
+def same_rows(candidate: pa.Table, other: pa.Table) -> tuple[pa.Table, tuple[Floats, Floats, Floats]]:
+    """The candidate's rows that both scored, in its order; their labels, its scores and the other's."""
+    place = pc.index_in(candidate["sample"], value_set=other["sample"].combine_chunks())
     found = pc.is_valid(place)
     both = candidate.filter(found)
-    theirs = champion["probability"].take(place.filter(found))
-    return _floats(both["label"]), _floats(both["probability"]), _floats(theirs)
+    theirs = other["probability"].take(place.filter(found))
+    return both, (_floats(both["label"]), _floats(both["probability"]), _floats(theirs))
 
 
 def judge(
-    bounds: GateConfig, task: str, candidate: pa.Table, champion: Champion, scored: pa.Table | None = None
+    bounds: GateConfig,
+    task: str,
+    candidate: pa.Table,
+    champion: Champion,
+    scored: pa.Table | None = None,
+    *,
+    reference: pa.Table | None = None,
+    new_rows: NewRows | None = None,
+    table: Mapping[str, float] | None = None,
+    sliced: Sliced | None = None,
 ) -> Verdict:
     """The verdict on a candidate's predictions ``(sample, label, probability)``.
 
-    ``scored`` holds the champion's ``(sample, probability)`` where its status is "scored".
+    Args:
+        scored: the champion's ``(sample, probability)`` where its status is "scored".
+        reference: those of gate.reference.
+        table: the last line of the report's table statistics.
+        sliced: of the fields in gate.slices.
     """
     labels, scores = _floats(candidate["label"]), _floats(candidate["probability"])
-    metrics = {"samples": float(len(labels))}
+    found = _Findings(champion, {"samples": float(len(labels))})
+    if new_rows is not None:
+        _data(bounds, task, new_rows, found)
     broken = int((~np.isfinite(scores)).sum())
-    if broken:
-        return _verdict("reject", [f"{broken:,} predictions are not finite numbers"], metrics, champion)
     undecided = _undecided(bounds, task, labels)
+    if not broken and len(labels):
+        own = measure.judge(task, labels, scores)
+        found.metrics |= {name: float(own[name]) for name in checks.NAMES if own[name] is not None}
+        found.intervals |= measure.intervals(task, labels, scores)
+    if not broken and not undecided:
+        _own(bounds, task, table, found)
+        _compared(bounds, task, candidate, scored, sliced or {}, found)
+        _referred(bounds, task, candidate, reference, found)
+    return _decided(broken, undecided, found)
+
+
+def _decided(broken: int, undecided: str, found: _Findings) -> Verdict:
+    """The first of: the data's fault, no numbers, too few rows, a bound broken, a doubt, accepted."""
+    if found.faults:
+        reasons = [f"the day's data: {reason}" for day in sorted(found.faults) for reason in found.faults[day]]
+        return found.verdict("reject", reasons)
+    if broken:
+        return found.verdict("reject", [f"{broken:,} predictions are not finite numbers"])
     if undecided:
-        return _verdict("inconclusive", [undecided], metrics, champion)
-    checks = [_absolute(bounds, task, labels, scores, metrics)]
-    doubt: tuple[Outcome, str] | None = None
-    if champion.status == "not_comparable":
-        doubt = "not_comparable", f"version {champion.version} cannot be compared: {champion.reason}"
-    elif champion.status == "scored" and scored is not None:
-        rows = same_rows(candidate, scored)
-        few = _undecided(bounds, task, rows[0])
-        if few:
-            doubt = "inconclusive", f"of the rows that version {champion.version} could score: {few}"
-        else:
-            checks.append(_against(bounds, task, champion.version, rows, metrics))
-    else:
-        checks.append(Check(True, "there is no champion to compare with"))
-    if not all(check.kept for check in checks):
-        return _verdict("reject", [check.reason for check in checks if not check.kept], metrics, champion)
-    if doubt:
-        return _verdict(doubt[0], [doubt[1]], metrics, champion)
-    return _verdict("accept", [check.reason for check in checks], metrics, champion)
+        return found.verdict("inconclusive", [undecided])
+    beyond = [check.about for check in found.checks if not check.kept]
+    if beyond:
+        return found.verdict("reject", beyond)
+    if found.doubts:
+        return found.verdict(found.doubts[0][0], [reason for _, reason in found.doubts])
+    return found.verdict("accept", found.told)
 
 
 def decide(run: Run) -> Reference:
@@ -117,21 +201,114 @@ def decide(run: Run) -> Reference:
         kept = run.reference("gate.json")
         if Verdict.load(kept).inputs == inputs:
             return kept
+    bounds = run.config.gate
     champion = Champion.load(Reference.parse(inputs))
-    scored = _table(run.path("champion.parquet")) if champion.status == "scored" else None
-    task = run.config.source.task
-    verdict = judge(run.config.gate, task, _table(run.path("predictions.parquet")), champion, scored)
+    referred = bool(champion.reference) and not champion.reference_reason
+    history = storage.read_json(run.path("report.json")).get("table") or [None]
+    compared = champion.status == "scored"
+    verdict = judge(
+        bounds,
+        run.config.source.task,
+        read_table(run.path("predictions.parquet")),
+        champion,
+        read_table(run.path("champion.parquet")) if compared else None,
+        reference=read_table(run.path("reference.parquet")) if referred else None,
+        new_rows=NewRows.load(run.reference("new_rows.json")) if run.day is not None else None,
+        table=history[-1],
+        sliced={name: slices.of(run.dataset, name) for name in bounds.slices} if compared else {},
+    )
     return verdict.model_copy(update={"inputs": inputs}).write(run.path("gate.json"))
 
 
-def _verdict(outcome: Outcome, reasons: list[str], metrics: dict[str, float], champion: Champion) -> Verdict:
-    return Verdict(
-        accepted=outcome == "accept",
-        verdict=outcome,
-        reasons=tuple(reasons),
-        metrics=metrics,
-        champion=champion.version,
-    )
+def read_table(uri: str) -> pa.Table:
+    """A Parquet file."""
+    return pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+
+
+def _data(bounds: GateConfig, task: str, new_rows: NewRows, found: _Findings) -> None:
+    """The day's drift, and the champion's own score on the new rows of each day."""
+    drifted, found.drift = checks.drift(bounds, new_rows.drift)
+    found.checks += drifted
+    wrong = [check.about for check in drifted if not check.kept]
+    if wrong:
+        found.faults[new_rows.as_of] = wrong
+    # The rest of a day, which an earlier run judged on, is too few rows to accuse it.
+    least = max(bounds.min_samples, new_rows.days.get(new_rows.as_of, {}).get("samples", 0) / 2)
+    for day, metrics in sorted(new_rows.days.items()):
+        if metrics["samples"] < least:
+            continue
+        whose = f"on the new rows of {day} version {new_rows.version}'s "
+        for check in checks.absolute(bounds, task, metrics, whose):
+            found.checks.append(check.model_copy(update={"name": f"{check.name} {day}"}))
+            if not check.kept:
+                found.faults.setdefault(day, []).append(check.about)
+
+
+def _own(bounds: GateConfig, task: str, table: Mapping[str, float] | None, found: _Findings) -> None:
+    """The bounds on the candidate alone."""
+    alone = checks.absolute(bounds, task, found.metrics)
+    found.checks += [*alone, *checks.health(bounds, table)]
+    found.told += [check.about for check in alone[:1]]
+
+
+def _compared(
+    bounds: GateConfig, task: str, candidate: pa.Table, scored: pa.Table | None, sliced: Sliced, found: _Findings
+) -> None:
+    """The bounds on the differences to the champion, over all rows and by slices."""
+    champion = found.champion
+    if champion.status == "none":
+        found.told.append("there is no champion to compare with")
+        return
+    if champion.status == "not_comparable" or scored is None:
+        _without(bounds, f"version {champion.version} cannot be compared: {champion.reason}", found)
+        return
+    rows = _against(bounds, task, "champion", candidate, scored, found)
+    if rows is None:
+        return
+    both, columns = rows
+    for name, (values, texts) in sliced.items():
+        found.slices += slices.compare(bounds, both["sample"], columns, name, values, texts)
+    found.checks += slices.check(bounds, found.slices)
+
+
+def _referred(bounds: GateConfig, task: str, candidate: pa.Table, reference: pa.Table | None, found: _Findings) -> None:
+    """The bound on the difference to gate.reference."""
+    champion = found.champion
+    if champion.reference_reason:
+        reason = f"the reference version {champion.reference} cannot be compared: {champion.reference_reason}"
+        _without(bounds, reason, found)
+    elif reference is not None:
+        _against(bounds, task, "reference", candidate, reference, found)
+
+
+def _against(
+    bounds: GateConfig, task: str, role: str, candidate: pa.Table, scored: pa.Table, found: _Findings
+) -> tuple[pa.Table, tuple[Floats, Floats, Floats]] | None:
+    """The rows that were compared with another version; None where they cannot decide."""
+    version = getattr(found.champion, "version" if role == "champion" else "reference")
+    both, columns = same_rows(candidate, scored)
+    few = _undecided(bounds, task, columns[0])
+    broken = int((~np.isfinite(columns[2])).sum())
+    if few:
+        found.doubts.append(("inconclusive", f"of the rows that version {version} could score: {few}"))
+        return None
+    if broken:
+        _without(bounds, f"version {version} cannot be compared: {broken:,} of its scores are not finite", found)
+        return None
+    check, metrics, intervals = checks.against(bounds, task, role, version, columns)
+    found.checks.append(check)
+    found.metrics |= metrics
+    found.intervals |= intervals
+    found.told.append(check.about)
+    return both, columns
+
+
+def _without(bounds: GateConfig, reason: str, found: _Findings) -> None:
+    """A comparison that cannot be made keeps the champion, or leaves it to the other bounds."""
+    if bounds.on_schema_change == "keep":
+        found.doubts.append(("not_comparable", reason))
+    else:
+        found.told.append(f"{reason}; by gate.on_schema_change = absolute the other bounds decide")
 
 
 def _undecided(bounds: GateConfig, task: str, labels: Floats) -> str:
@@ -140,47 +317,11 @@ def _undecided(bounds: GateConfig, task: str, labels: Floats) -> str:
         return f"{len(labels):,} test samples are fewer than gate.min_samples = {bounds.min_samples:,}"
     if task == "click" and len(np.unique(labels)) < 2:
         return f"all {len(labels):,} test labels are {labels[0]:g}, and AUC needs both classes"
+    clicks = int((labels > 0.5).sum())
+    if task == "click" and min(clicks, len(labels) - clicks) < 2:
+        return f"{clicks:,} of {len(labels):,} test labels are 1: AUC has an interval from two of each class on"
     return ""
-
-
-def _absolute(bounds: GateConfig, task: str, labels: Floats, scores: Floats, metrics: dict[str, float]) -> Check:
-    """The bound on the candidate alone; its metric is added to ``metrics``."""
-    if task == "rating":
-        metrics["rmse"] = value = _rmse(labels, scores)
-        kept = value <= bounds.max_rmse
-        return Check(kept, f"RMSE {value:.4f} is {'at most' if kept else 'above'} gate.max_rmse = {bounds.max_rmse:g}")
-    metrics["auc"] = value = measure.auc(labels, scores) or 0.0
-    kept = value >= bounds.min_auc
-    return Check(kept, f"AUC {value:.4f} is {'at least' if kept else 'below'} gate.min_auc = {bounds.min_auc:g}")
-
-
-def _against(
-    bounds: GateConfig, task: str, version: str, rows: tuple[Floats, Floats, Floats], metrics: dict[str, float]
-) -> Check:
-    """The bound on the difference to the champion; both numbers are added to ``metrics``."""
-    labels, ours, theirs = rows
-    metrics["compared_samples"] = float(len(labels))
-    if task == "rating":
-        metrics["champion_rmse"] = _rmse(labels, theirs)
-        metrics["rmse_difference"] = difference = _rmse(labels, ours) - metrics["champion_rmse"]
-        kept = difference <= bounds.max_rmse_rise + ROUNDING
-        name, bound = "RMSE", f"gate.max_rmse_rise = {bounds.max_rmse_rise:g}"
-    else:
-        metrics["champion_auc"] = measure.auc(labels, theirs) or 0.0
-        metrics["auc_difference"] = difference = (measure.auc(labels, ours) or 0.0) - metrics["champion_auc"]
-        kept = difference >= -bounds.max_auc_drop - ROUNDING
-        name, bound = "AUC", f"gate.max_auc_drop = {bounds.max_auc_drop:g}"
-    apart = f"{name} differs by {difference:+.4f} from version {version}'s on the same {len(labels):,} rows"
-    return Check(kept, f"{apart}, {'within' if kept else 'beyond'} {bound}")
-
-
-def _table(uri: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
 
 
 def _floats(column: pa.ChunkedArray) -> Floats:
     return np.asarray(column.to_numpy(), dtype=np.float64)
-
-
-def _rmse(labels: Floats, scores: Floats) -> float:
-    return float(measure.judge("rating", labels, scores)["rmse"])

@@ -10,6 +10,7 @@ from typing import Any
 
 from des_core.release import figures
 from des_core.release.markup import (
+    MOST_ROWS,
     Html,
     amount,
     bar,
@@ -39,8 +40,12 @@ METRICS = (
     ("mae", "MAE", "mean absolute error"),
 )
 ICONS = {"accept": "&#10003;", "reject": "&#10005;", "inconclusive": "?", "not_comparable": "?"}
+FIRST_REASONS = 5
+"""More are folded: the first one decided, and the checks have them all."""
+LONGEST_LINE = 400
+"""Characters of a reason or of what a check is about: both may quote a value of the logs."""
 LARGE_SHIFT = 0.25
-"""A PSI above it is usually called a large shift: the end of the bars' scale."""
+"""A PSI above it is usually called a large shift."""
 
 Document = dict[str, Any]
 
@@ -61,7 +66,9 @@ def decision(verdict: Document | None, version: Document | None, day: str) -> Ht
     stays = f"version {champion} stays champion" if champion else "there is still no champion"
     ours = f"version {version['version']}" if version else "this model"
     passed_over = version is not None and "champion" not in version.get("aliases", ("champion",))
-    becomes = "did not become champion" if passed_over else "is champion" if version else "is to be champion"
+    becomes = (
+        "is not champion, another one came first" if passed_over else "is champion" if version else "is to be champion"
+    )
     outcome = str(verdict["verdict"])
     sentence = {
         "accept": f"Accepted: {ours} {becomes}",
@@ -70,12 +77,20 @@ def decision(verdict: Document | None, version: Document | None, day: str) -> Ht
         "not_comparable": f"Not comparable: {stays}",
     }[outcome]
     style = "inconclusive" if outcome == "accept" and passed_over else outcome
-    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in verdict.get("reasons", ()))
+    reasons = list(verdict.get("reasons", ()))
+    listed = _list(reasons[:FIRST_REASONS])
+    if reasons[FIRST_REASONS:]:
+        folded = count(len(reasons) - FIRST_REASONS, "more reason")
+        listed += f"<details><summary>{folded}</summary>{_list(reasons[FIRST_REASONS:MOST_ROWS])}</details>"
     fault = f'<p class="fault">{markup(_fault(day))}</p>' if verdict.get("data_at_fault") else ""
     return Html(
         f'<section class="verdict {style}"><span class="icon" aria-hidden="true">{ICONS[outcome]}</span>'
-        f"<div><h2>{escape(sentence)}</h2>{fault}<ul>{reasons}</ul></div></section>"
+        f"<div><h2>{escape(sentence)}</h2>{fault}{listed}</div></section>"
     )
+
+
+def _list(lines: list[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(cut(line, LONGEST_LINE))}</li>' for line in lines)}</ul>" if lines else ""
 
 
 def _fault(day: str) -> Html:
@@ -89,11 +104,9 @@ def _fault(day: str) -> Html:
 
 def beside(report: Document, verdict: Document | None, key: str) -> str:
     """The champion's value of a metric on the same rows, else the valid part's; empty if there is neither."""
-    metrics = (verdict or {}).get("metrics", {})
-    if metrics.get(f"champion_{key}") is not None:
-        theirs = f"champion {number(metrics[f'champion_{key}'])}"
-        difference = metrics.get(f"{key}_difference")
-        return theirs if difference is None else f"{theirs} ({signed(difference)})"
+    other, difference, _ = _compared("champion", key, report, verdict or {})
+    if other is not None:
+        return f"champion {number(other)}" + ("" if difference is None else f" ({signed(difference)})")
     valid = (report.get("valid") or {}).get(key)
     return "" if valid is None else f"valid {number(valid)}"
 
@@ -120,14 +133,14 @@ def metrics(report: Document, verdict: Document | None, rows_name: str) -> Html:
             continue
         row: list[str] = [name, _with_interval(number(report.get(key)), _ends(intervals, key))]
         for prefix, _ in others:
-            value, difference, apart = _compared(prefix, key, values, intervals)
+            value, difference, apart = _compared(prefix, key, report, judged)
             row += [_with_interval(number(value), _ends(intervals, f"{prefix}_{key}")) if value is not None else ""]
             row += [_with_interval(signed(difference), apart, sign=True) if difference is not None else ""]
         if valid.get("samples"):
             row.append(number(valid.get(key)))
         rows.append([*row, soft(meaning)])
-    samples = f"{report['samples']:,} rows of the {rows_name}"
-    samples += f", {valid['samples']:,} of valid" if valid.get("samples") else ""
+    samples = f"{report['samples']:,} {rows_name} rows"
+    samples += f", {valid['samples']:,} valid rows" if valid.get("samples") else ""
     told = f"{samples}. Small numbers are 95 % intervals." if intervals else f"{samples}."
     return section("Metrics", lead(told), table("Metrics", columns, rows))
 
@@ -137,11 +150,16 @@ def _with_interval(text: str, ends: tuple[float, float] | None, sign: bool = Fal
 
 
 def _compared(
-    prefix: str, key: str, values: Document, intervals: Document
+    prefix: str, key: str, report: Document, verdict: Document
 ) -> tuple[float | None, float | None, tuple[float, float] | None]:
-    """The other version's value of a metric, the difference to it and its interval."""
-    name = f"{key}_difference" if prefix == "champion" else f"{prefix}_{key}_difference"
-    return values.get(f"{prefix}_{key}"), values.get(name), _ends(intervals, name)
+    """The other version's value of a metric, the difference to it and its interval, as far as they are known."""
+    values, apart = verdict.get("metrics", {}), "" if prefix == "champion" else f"{prefix}_"
+    other, difference = values.get(f"{prefix}_{key}"), values.get(f"{apart}{key}_difference")
+    # The gate compares one metric; another one's difference is as good if both were measured on all the rows.
+    if difference is None and other is not None and report.get(key) is not None:
+        same = values.get(f"{apart}compared_samples") == report["samples"]
+        difference = report[key] - other if same else None
+    return other, difference, _ends(verdict.get("intervals") or {}, f"{apart}{key}_difference")
 
 
 def _ends(intervals: Document, name: str) -> tuple[float, float] | None:
@@ -150,12 +168,11 @@ def _ends(intervals: Document, name: str) -> tuple[float, float] | None:
     return (ends[0], ends[1]) if ends and None not in ends else None
 
 
-def differences(verdict: Document | None, key: str, bound: float | None) -> Html:
+def differences(report: Document, verdict: Document | None, key: str, bound: float | None) -> Html:
     """Figure of the candidate's difference to the champion and the reference; empty without an interval."""
-    values, intervals = (verdict or {}).get("metrics", {}), (verdict or {}).get("intervals") or {}
     lines = []
     for prefix in ("champion", "reference"):
-        _, difference, ends = _compared(prefix, key, values, intervals)
+        _, difference, ends = _compared(prefix, key, report, verdict or {})
         if difference is not None and ends:
             lines.append((f"{prefix} {(verdict or {}).get(prefix)}", difference, *ends))
     return Html(figures.differences(lines, bound, key.upper()) if lines else "")
@@ -168,7 +185,7 @@ def checks(verdict: Document | None) -> Html:
         return Html("")
     rows = [
         [
-            under(cut(str(line["name"])), str(line.get("about") or "")),
+            under(cut(str(line["name"])), cut(str(line.get("about") or ""), LONGEST_LINE)),
             state(line["kept"]),
             amount(line.get("value")),
             amount(line.get("bound"), rounded=False),
@@ -193,7 +210,7 @@ def slices(verdict: Document | None) -> Html:
         drawn = figures.difference_bar(line.get("difference"), line.get("low"), reach or 1.0)
         rows.append(
             [
-                under(f"{line['field']} = {cut(str(line['value']))}", f"{line['samples']:,} rows"),
+                under(f"{cut(str(line['field']))} = {cut(str(line['value']))}", f"{line['samples']:,} rows"),
                 state(line["kept"]),
                 number(line.get("auc")),
                 number(line.get("champion_auc")),
@@ -210,8 +227,14 @@ def slices(verdict: Document | None) -> Html:
     return section("Slices", lead(told), table("Slices", columns, rows))
 
 
-def drift(verdict: Document | None, new_rows: Document | None) -> Html:
-    """How far each field's values are from those of the days before; fields beyond a bound first."""
+def drift(verdict: Document | None, new_rows: Document | None, bound: float | None) -> Html:
+    """How far each field's values are from those of the days before; fields beyond a bound first.
+
+    Args:
+        verdict: gate.json.
+        new_rows: new_rows.json.
+        bound: the PSI at which a bar is full.
+    """
     lines = list((verdict or {}).get("drift") or ())
     if not lines and new_rows:
         lines = [{"field": field, **line} for field, line in (new_rows.get("drift") or {}).items()]
@@ -230,13 +253,14 @@ def drift(verdict: Document | None, new_rows: Document | None) -> Html:
                 cut(str(line["field"])),
                 *([state(line.get("kept", True))] * judged),
                 number(psi),
-                "" if psi is None else bar(psi / LARGE_SHIFT, style),
+                "" if psi is None else bar(psi / (bound or LARGE_SHIFT), style),
                 percent(line.get("new_share")),
                 percent(line.get("missing_share")),
                 percent(line.get("missing_before")),
             ]
         )
-    told = "The new rows beside the days before. PSI: 0 is the same distribution, above 0.25 a large shift."
+    told = f"The new rows beside the days before. PSI: 0 is the same distribution, above {LARGE_SHIFT:g} a large shift"
+    told += f"; a full bar is gate.max_psi = {bound:g}." if bound else "."
     return section("Drift of the day", lead(told), table("Drift", columns, rows))
 
 

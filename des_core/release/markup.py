@@ -154,9 +154,9 @@ def count(many: int, noun: str) -> str:
     return f"{many:,} {noun}" + ("" if many == 1 else "s")
 
 
-def cut(text: str) -> str:
-    """A value of the logs, no longer than a line."""
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "\u2026"
+def cut(text: str, longest: int = LONGEST) -> str:
+    """A text of the logs, no longer than is worth reading."""
+    return text if len(text) <= longest else text[: longest - 1] + "\u2026"
 
 
 def bytes_text(size: float) -> str:

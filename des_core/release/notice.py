@@ -27,7 +27,7 @@ def outcome(config: Config, status: dict[str, Any], failure: str) -> dict[str, A
         failure: what the pipeline knows of a failure, empty for none; a step's own line is better.
     """
     done, error = status["done"], status.get("error")
-    told: dict[str, Any] = {"name": config.run.name, "as_of": done.get("resolve", "")}
+    told: dict[str, Any] = {"name": config.run.name, "as_of": status.get("as_of", "")}
     if failure or error:
         return told | {"outcome": "failure", "reasons": [f"{error['step']}: {error['message']}" if error else failure]}
     if "register" not in done:

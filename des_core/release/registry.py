@@ -1,10 +1,12 @@
 """The only MLflow client: models as pyfunc without pickle, versions, tags and aliases.
 
     runs/NAME/mlflow.db         runs, versions, aliases (SQLite), or whatever server registry.tracking_uri names
-    ROOT/artifacts              models and reports, where MLflow's database is our own
+    ROOT/artifacts              models and reports, where no MLflow server keeps them; beside the run where ROOT is an
+                                object store, for which MLflow would need a driver of its own
 
 Every judged model becomes a version: ``candidate`` always points at the latest, ``champion`` at the last one that the
 gate accepted. A version carries its run's key, so a run that is registered again finds its version and makes no other.
+Aliases may be moved by hand at any time: a run that was judged against another champion is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import pyarrow as pa
 
 import des_core
 from des_core import storage
-from des_core.config import Config
+from des_core.config import Config, without_passwords
 from des_core.contracts import Record, Reference
 from des_core.errors import RegistryError
 from des_core.release import lineage, tracking
@@ -48,7 +50,10 @@ PACKAGES = ("mlflow", "numba", "numpy", "pandas", "pyarrow", "pydantic", "safete
 
 LOADER = "des_core.release.serving"
 
-PAGES = ("report.html", "report.json", "gate.json", "training.json")
+PAGES = (
+    *("report.html", "report.json", "gate.json", "training.json"),
+    *("inputs.json", "new_rows.json", "champion.json"),
+)
 
 
 class Registered(Record):
@@ -168,20 +173,48 @@ def resolve(model_uri: str, tracking_uri: str) -> str:
     return "" if version is None else str(version.version)
 
 
+@contextmanager
+def _named(model_uri: str, tracking_uri: str) -> Iterator[tuple[MlflowClient, ModelVersion]]:
+    shown = without_passwords(tracking_uri)
+    name, alias, number = parts_of(model_uri)
+    if not tracking.has_database(tracking_uri):
+        raise RegistryError(f"{model_uri}: there is no MLflow database at {shown}; register a model first")
+    with _client(tracking_uri) as client:
+        version = _aliased(client, name, alias) if alias else _numbered(client, name, number)
+        if version is None:
+            raise RegistryError(f"{model_uri} does not exist at {shown}; {_inventory(client, name)}")
+        yield client, version
+
+
 def fetch(model_uri: str, tracking_uri: str, into: str) -> Found:
     """The model of ``models:/NAME@alias`` or ``models:/NAME/VERSION``.
 
     Raises:
         RegistryError: there is none; the message lists what there is.
     """
-    name, alias, number = parts_of(model_uri)
-    if not tracking.has_database(tracking_uri):
-        raise RegistryError(f"{model_uri}: there is no MLflow database at {tracking_uri}; register a model first")
-    with _client(tracking_uri) as client:
-        version = _aliased(client, name, alias) if alias else _numbered(client, name, number)
-        if version is None:
-            raise RegistryError(f"{model_uri} does not exist at {tracking_uri}; {_inventory(client, name)}")
+    with _named(model_uri, tracking_uri) as (client, version):
         return _download(client, version, into)
+
+
+def chain(model_uri: str, tracking_uri: str) -> list[lineage.Link]:
+    """A version and its parents, back to the first one that is still there, the newest first.
+
+    Raises:
+        RegistryError: there is no such version; the message lists what there is.
+    """
+    with _named(model_uri, tracking_uri) as (client, version):
+        numbers = client.get_registered_model(version.name).aliases
+        links: list[lineage.Link] = []
+        found: ModelVersion | None = version
+        while found is not None:
+            number = str(found.version)
+            aliases = tuple(sorted(alias for alias, to in numbers.items() if str(to) == number))
+            links.append(lineage.link(number, aliases, found.run_id or "", found.tags))
+            parent = links[-1].parent_version
+            # A tag can be set by hand: a circle ends.
+            known = parent in {link.version for link in links}
+            found = None if not parent or known else _numbered(client, version.name, parent)
+        return links
 
 
 def register(run: Run, verdict: Verdict, export: Callable[[Run], tuple[str, pa.Table]]) -> tuple[Reference, bool]:
@@ -199,16 +232,22 @@ def register(run: Run, verdict: Verdict, export: Callable[[Run], tuple[str, pa.T
         if version is None:
             _refuse_moved_champion(client, run, verdict)
             model_uri, mlflow_run = _log(client, run, verdict, *export(run))
-            version = _create_version(client, run, verdict, model_uri, mlflow_run)
+            made = _create_version(client, run, verdict, model_uri, mlflow_run)
+            # Another process may have registered this very run meanwhile: the first version is the run's.
+            version = _of_run(client, run) or made
+            if str(version.version) != str(made.version):
+                client.delete_model_version(made.name, made.version)
+                client.delete_run(mlflow_run)
+                adopted = True
         if version.tags.get("des.complete") != "true":
-            _set_aliases(client, version)
+            version = _set_aliases(client, version)
         record = Registered(
             name=config.run.name,
             version=str(version.version),
             aliases=_aliases(client, version),
             accepted=version.tags["des.verdict"] == "accept",
             run_key=run.key,
-            tracking_uri=config.registry.tracking_uri,
+            tracking_uri=without_passwords(config.registry.tracking_uri),
         )
     return record.write(run.path("version.json")), adopted
 
@@ -241,8 +280,8 @@ def _client(uri: str) -> Iterator[MlflowClient]:
         try:
             yield mlflow.MlflowClient(uri, uri)
         except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
-            line = " ".join(str(error).split())[:300]
-            raise RegistryError(f"MLflow at {uri} refused: {line}") from error
+            line = " ".join(str(error).replace(uri, without_passwords(uri)).split())[:300]
+            raise RegistryError(f"MLflow at {without_passwords(uri)} refused: {line}") from None
 
 
 def _aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
@@ -318,7 +357,7 @@ def _refuse_moved_champion(client: MlflowClient, run: Run, verdict: Verdict) -> 
     if run.day is not None:
         raise RegistryError(
             f"{moved}, the run of {run.day.as_of} was pinned to {run.day.champion or 'none'}; "
-            "run a later day, or move the alias back and run this one again"
+            f"run the day again, to go on from the present one: des run --as-of {run.day.as_of}"
         )
     raise RegistryError(
         f"{moved}, the gate compared {verdict.champion or 'none'}; run des evaluate and des register again"
@@ -350,7 +389,7 @@ def _log(client: MlflowClient, run: Run, verdict: Verdict, artifact: str, exampl
             input_example=example.to_pandas(),
             pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in PACKAGES],
         )
-        _log_numbers(client, active.info.run_id, run.config, report)
+        _log_numbers(client, active.info.run_id, run.config, report, verdict)
         _log_pages(client, active.info.run_id, run)
     return info.model_uri, active.info.run_id
 
@@ -371,7 +410,7 @@ def _embedded(artifact: str) -> Iterator[str]:
 
 
 def _experiment(client: MlflowClient, config: Config) -> str:
-    """Id of the run's experiment; with a database of our own its artifacts lie under storage.root."""
+    """Id of the run's experiment; without a server its artifacts are ours to place."""
     from mlflow.exceptions import MlflowException
 
     name = config.run.name
@@ -379,8 +418,9 @@ def _experiment(client: MlflowClient, config: Config) -> str:
     if found is not None:
         return str(found.experiment_id)
     served = config.registry.tracking_uri.startswith("http")
+    root = config.run.dir if "://" in config.storage.root else config.storage.root
     try:
-        return client.create_experiment(name, None if served else storage.join(config.storage.root, "artifacts"))
+        return client.create_experiment(name, None if served else storage.join(root, "artifacts"))
     except MlflowException:
         # Another run of the same name may have made it in the meantime.
         found = client.get_experiment_by_name(name)
@@ -403,12 +443,16 @@ def _ledger_numbers(name: str, line: dict[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def _log_numbers(client: MlflowClient, run_id: str, config: Config, report: dict[str, Any]) -> None:
-    """Metrics, curves, bytes of each exchange, and the config as parameters that MLflow can compare."""
+def _log_numbers(client: MlflowClient, run_id: str, config: Config, report: dict[str, Any], verdict: Verdict) -> None:
+    """Metrics and the gate's intervals, curves, bytes of each exchange, and the config as parameters to compare."""
     from mlflow.entities import Metric, Param
 
     now = int(time.time() * 1000)
     single = lineage.numbers(report, "test") | lineage.numbers(report.get("valid") or {}, "valid")
+    for name, value in verdict.metrics.items():
+        single[f"gate/{name}"] = value
+    for name, (low, high) in verdict.model_dump().get("intervals", {}).items():
+        single |= {f"gate/{name}_low": low, f"gate/{name}_high": high}
     for name in ("steps", "workers", "samples_per_s", "peak_rss_mb"):
         if report.get(name) is not None:
             single[name] = float(report[name])
@@ -426,14 +470,15 @@ def _log_numbers(client: MlflowClient, run_id: str, config: Config, report: dict
     params = [
         Param(f"{section}.{key}", str(value)[:500])
         for section in ("model", "train", "source", "split")
-        for key, value in config.model_dump(mode="json")[section].items()
+        for key, value in config.recorded.model_dump(mode="json")[section].items()
     ]
     client.log_batch(run_id, metrics=metrics[:1000], params=params[:100])
 
 
 def _log_pages(client: MlflowClient, run_id: str, run: Run) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(run.config.model_dump(mode="json"), indent=1))
+        (Path(folder) / "config.json").write_text(json.dumps(run.config.recorded.model_dump(mode="json"), indent=1))
+        (Path(folder) / "environment.txt").write_text(lineage.environment())
         for page in PAGES:
             if storage.exists(run.path(page)):
                 (Path(folder) / page).write_bytes(storage.read_bytes(run.path(page)))
@@ -458,9 +503,19 @@ def _create_version(client: MlflowClient, run: Run, verdict: Verdict, model_uri:
     )
 
 
-def _set_aliases(client: MlflowClient, version: ModelVersion) -> None:
-    """Both aliases, then the mark that they are set: a crash in between is mended by the next run."""
-    client.set_registered_model_alias(version.name, "candidate", version.version)
+def _set_aliases(client: MlflowClient, version: ModelVersion) -> ModelVersion:
+    """The version with its aliases set, then marked so: a crash in between is mended by the next run.
+
+    MLflow cannot move an alias only if it has not moved: the champion is looked at once more, last of all.
+    """
+    name, number = version.name, version.version
+    client.set_registered_model_alias(name, "candidate", number)
     if version.tags["des.verdict"] == "accept":
-        client.set_registered_model_alias(version.name, "champion", version.version)
-    client.set_model_version_tag(version.name, version.version, "des.complete", "true")
+        present = _aliased(client, name, "champion")
+        champion = "" if present is None else str(present.version)
+        if champion in (version.tags["des.previous_champion"], str(number)):
+            client.set_registered_model_alias(name, "champion", number)
+        else:
+            client.set_model_version_tag(name, number, "des.verdict", "superseded")
+    client.set_model_version_tag(name, number, "des.complete", "true")
+    return client.get_model_version(name, number)

@@ -40,7 +40,7 @@ def write(run: Run) -> str:
     found = Found(
         report,
         Dataset.load(run.dataset),
-        run.config.model_dump(mode="json"),
+        run.config.recorded.model_dump(mode="json"),
         _document(run, "gate.json"),
         _document(run, "version.json"),
         _document(run, "new_rows.json"),
@@ -69,9 +69,9 @@ def document(found: Found) -> str:
             _day(day, report) if day else "",
             judged.checks(verdict),
             judged.metrics(report, verdict, rows_name),
-            measured.curves(report, rows_name, found.scores, judged.differences(verdict, key, bound)),
+            measured.curves(report, rows_name, found.scores, judged.differences(report, verdict, key, bound)),
             judged.slices(verdict),
-            judged.drift(verdict, found.new_rows),
+            judged.drift(verdict, found.new_rows, bounds.get("max_psi")),
             judged.progress(found.new_rows),
             measured.network(report),
             profile.steps(report),
@@ -118,12 +118,12 @@ def _day(day: Day, report: Document) -> Html:
     window = sorted(day.days)
     facts: list[tuple[str, str]] = [
         ("as of", day.as_of),
-        ("window", f"{window[0]} to {window[-1]} ({count(len(window), 'day')})" if window else "no new day"),
-        ("goes on from", f"version {day.champion}" if day.champion else "nothing: there was no champion"),
+        ("window", f"{window[0]} to {window[-1]}, {len(window):,} days" if window[1:] else "".join(window) or "no day"),
+        ("parent", f"version {day.champion}" if day.champion else "none: there was no champion"),
     ]
     if day.trained_through:
-        facts.append(("which was trained through", _moment(day.trained_through)))
-    facts.append(("trained through, tail from", _moment(day.cut)))
+        facts.append(("parent's cut", _moment(day.trained_through)))
+    facts.append(("cut: trained through, tail from", _moment(day.cut)))
     facts.append(("left out", ", ".join(day.left_out) or "no day"))
     lines = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts)
     fresh: Sequence[str] = report.get("fresh") or ()

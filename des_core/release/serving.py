@@ -102,7 +102,7 @@ def write(
         code_version=__version__,
         run_key=run_key,
         task=task,
-        config=config,
+        config=config.recorded,
         fields=fields,
         capacity=len(entries),
         rows=len(ids),

@@ -33,7 +33,7 @@ p.lead { max-width: 84ch; margin: -4px 0 12px; color: var(--soft); font-size: 14
 .verdict h2 { margin: 3px 0 0; font-size: 24px; line-height: 1.35; letter-spacing: -.015em; overflow-wrap: anywhere; }
 .verdict ul, .verdict p { margin: 6px 0 0; padding: 0; list-style: none; color: var(--ink); font-size: 14.5px;
   overflow-wrap: anywhere; }
-.verdict li { padding: 1px 0; } .verdict .fault { font-weight: 600; }
+.verdict li { padding: 1px 0; } .verdict details { margin-top: 4px; } .verdict .fault { font-weight: 600; }
 .accept { --mark: var(--good); --wash: var(--good-wash); }
 .reject { --mark: var(--bad); --wash: var(--bad-wash); }
 .inconclusive, .not_comparable { --mark: var(--doubt); --wash: var(--doubt-wash); }
@@ -48,7 +48,7 @@ dl, dd, dt { margin: 0; }
 .tile dt, .tile small { display: block; color: var(--soft); font-size: 12.5px; line-height: 1.4; }
 .tile b { display: block; margin: 1px 0; font-size: 25px; font-weight: 620; line-height: 1.25;
   font-variant-numeric: tabular-nums; letter-spacing: -.01em; }
-.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 225px), 1fr)); gap: 12px 28px;
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 248px), 1fr)); gap: 12px 28px;
   padding: 14px 18px 16px; }
 .facts .across { grid-column: 1 / -1; }
 .facts dt { color: var(--soft); font-size: 12.5px; }
@@ -61,6 +61,7 @@ figcaption { font-size: 13px; color: var(--soft); line-height: 1.35; min-height:
 figcaption b { display: block; color: var(--ink); font-size: 15px; font-weight: 620; }
 svg { display: block; width: 100%; max-width: 560px; height: auto; margin: 4px auto 0; }
 svg text { font-family: inherit; font-size: 11px; fill: var(--soft); font-variant-numeric: tabular-nums; }
+svg .note, svg .aside { paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
 svg .note { fill: var(--ink); font-weight: 600; font-size: 12px; }
 svg .grid { stroke: var(--grid); } svg .base { stroke: var(--soft); stroke-opacity: .5; }
 svg polyline { fill: none; stroke-linejoin: round; stroke-linecap: round; stroke-width: 2; }
@@ -111,6 +112,12 @@ footer { margin-top: 28px; color: var(--soft); font-size: 12.5px; overflow-wrap:
   .verdict h2 { margin: 0; font-size: 20px; }
   .verdict .icon { width: 28px; height: 28px; font-size: 16px; line-height: 28px; }
   .tiles { grid-template-columns: 1fr 1fr; gap: 8px; } .figures { gap: 8px; } .tile { padding: 9px 12px 10px; }
+  .tile:last-child:nth-child(odd) { grid-column: 1 / -1; }
+  .facts { grid-template-columns: minmax(0, 1fr); gap: 8px; padding: 12px 14px; }
+  .facts div:not(.across) { display: flex; justify-content: space-between; align-items: baseline; gap: 14px; }
+  .facts div:not(.across) dd { text-align: right; }
+  th, td { padding: 8px 7px; } tr > :first-child { padding-left: 12px; } tr > :last-child { padding-right: 12px; }
+  .broken { margin-left: -4px; padding: 2px 6px; }
   .tile b { font-size: 21px; } figcaption { min-height: 0; } .bars { min-width: 80px; }
   .words { min-width: 128px; } .panel tbody th:first-child { position: sticky; left: 0; background: var(--card); } }
 @media print { body { background: #fff; font-size: 12px; } main { max-width: none; padding: 0; }

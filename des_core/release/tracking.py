@@ -15,6 +15,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+from des_core.config import without_passwords
 from des_core.errors import RegistryError
 
 CONNECT_S = 5.0
@@ -65,6 +66,9 @@ def has_database(uri: str) -> bool:
 def _check_answer(uri: str, served: bool) -> None:
     """Whatever answers is an answer: MLflow itself explains a refusal."""
     parts = urllib.parse.urlsplit(uri)
+    if not served and not parts.hostname:
+        # A socket file, which the driver finds by its own rules.
+        return
     reason: object = ""
     for attempt in range(TRIES):
         try:
@@ -79,5 +83,6 @@ def _check_answer(uri: str, served: bool) -> None:
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             time.sleep(0.5 if attempt + 1 < TRIES else 0)
-    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    raise RegistryError(f"MLflow at {shown} cannot be reached ({reason}); start it, or set registry.tracking_uri")
+    raise RegistryError(
+        f"MLflow at {without_passwords(uri)} cannot be reached ({reason}); start it, or set registry.tracking_uri"
+    )

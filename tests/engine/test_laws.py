@@ -54,9 +54,27 @@ def exchanges(name: str) -> list[dict[str, str]]:
     return kinds + [{"exchange": "sum", "upper": "replicated"}] * (name in SUMS)
 
 
-@pytest.mark.parametrize(("name", "how"), [(name, how) for name in MODELS for how in exchanges(name)])
+def turns() -> list[tuple[str, dict[str, str], list[tuple[str, int]]]]:
+    """Each model by each exchange, with precision and workers of each comparison.
+
+    What an exchange, an operator or a precision can do wrong shows on three and two workers. Slices and shards of other
+    sizes, or empty, are each operator's own law (test_operators.py): here every model sees them by one exchange.
+    """
+    cases = []
+    for number, name in enumerate(MODELS):
+        hows = exchanges(name)
+        for how in hows:
+            more = [("fp64", 2), ("fp64", 4), ("fp64", 7)] if how == hows[number % len(hows)] else []
+            cases.append((name, how, [("fp64", 3), ("fp32", 2), *more]))
+    return cases
+
+
+BOUNDS = {"fp64": 1e-9, "fp32": 1e-4}
+
+
+@pytest.mark.parametrize(("name", "how", "comparisons"), turns())
 def test_workers_do_not_change_the_model(
-    group: Callable[[int], Group], tmp_path: Path, name: str, how: dict[str, str]
+    group: Callable[[int], Group], tmp_path: Path, name: str, how: dict[str, str], comparisons: list[tuple[str, int]]
 ) -> None:
     """20 steps, a short last batch in each epoch, batch norm and dropout: method 7.1 in both precisions."""
 
@@ -69,15 +87,21 @@ def test_workers_do_not_change_the_model(
             optimizer=ADAM,
         )
 
-    for precision, bound, groups in (("fp64", 1e-9, (2, 3, 4, 7)), ("fp32", 1e-4, (3,))):
+    for precision, workers in comparisons:
         if (name, precision) not in ONE_WORKER:
             ONE_WORKER[name, precision] = trained(1, precision)
         expected = ONE_WORKER[name, precision]
-        for workers in groups:
-            got = trained(workers, precision, **how)
-            a, b = np.array(got["logits"]), np.array(expected["logits"])
-            assert got["step"] == 20 and got["rows"] == expected["rows"] and np.std(b) > 1e-3
-            assert np.all(np.abs(a - b) <= bound * (1 + np.abs(b))), (workers, precision, np.abs(a - b).max())
+        got = trained(workers, precision, **how)
+        a, b = np.array(got["logits"]), np.array(expected["logits"])
+        assert got["step"] == 20 and got["rows"] == expected["rows"] and np.std(b) > 1e-3
+        assert np.all(np.abs(a - b) <= BOUNDS[precision] * (1 + np.abs(b))), (workers, precision, np.abs(a - b).max())
+
+
+def test_every_exchange_is_seen_on_every_number_of_workers() -> None:
+    kinds = {str(how) for _, how, _ in turns()}
+    for workers in (2, 3, 4, 7):
+        seen = [str(how) for _, how, comparisons in turns() if ("fp64", workers) in comparisons]
+        assert {kind for kind in kinds if seen.count(kind) >= 2} == kinds
 
 
 @pytest.mark.parametrize("rule", ["sgd", "adagrad", "rowwise_adagrad", "adamw"])

@@ -20,7 +20,22 @@ from tests.finished import config_of, finished_run
 
 ROOT = Path(__file__).parent.parent.parent
 DES = [sys.executable, "-c", "from pipelines.cli import main; main()"]
-COMMANDS = ["run", "compile", "ingest", "train", "evaluate", "register", "predict", "serve", "plan", "generate"]
+COMMANDS = [
+    "run",
+    "compile",
+    "submit",
+    "schedule",
+    "ingest",
+    "train",
+    "evaluate",
+    "register",
+    "predict",
+    "serve",
+    "lineage",
+    "plan",
+    "generate",
+    "day",
+]
 
 
 @pytest.fixture

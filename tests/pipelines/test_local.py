@@ -64,6 +64,7 @@ learning_rate = 0.02
 [gate]
 min_auc = 0.3
 max_auc_drop = 0.3
+max_ne = 10
 """
 
 

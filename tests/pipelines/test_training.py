@@ -30,9 +30,7 @@ def config(folder: Path) -> Config:
 @pytest.fixture(scope="module")
 def compiled(folder: Path, config: Config) -> dict[str, Any]:
     compile_to(config, str(folder / "first.yaml"))
-    documents = list(yaml.safe_load_all((folder / "first.yaml").read_text()))
-    assert len(documents) == 1
-    document: dict[str, Any] = documents[0]
+    document: dict[str, Any] = next(yaml.safe_load_all((folder / "first.yaml").read_text()))
     return document
 
 

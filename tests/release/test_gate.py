@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from des_core import metrics
+from des_core import metrics, storage
 from des_core.config import GateConfig
-from des_core.contracts import Reference
-from des_core.release.gate import Champion, Verdict, decide, judge
+from des_core.contracts import FILE, ROW, Dataset, Reference
+from des_core.data.hashing import MISSING
+from des_core.release import slices
+from des_core.release.gate import Champion, NewRows, Verdict, decide, judge
 from tests.finished import finished_run, predictions_of, write_predictions
 
 NONE = Champion(status="none", report="")
 SCORED = Champion(status="scored", version="4", report="")
 LOST = Champion(status="not_comparable", version="4", reason="column 'age' is gone", report="")
+REFERRED = Champion(status="scored", version="4", reference="2", report="")
 
 
 def table(labels: np.ndarray, scores: np.ndarray, first: int = 0) -> pa.Table:
@@ -28,38 +33,177 @@ LABELS, SCORES = predictions_of(2_000, 1.4, 3)
 AUC = metrics.auc(LABELS, SCORES)
 assert AUC is not None
 WORSE = np.where(np.arange(2_000) % 10 == 0, 1 - SCORES, SCORES)
-DROP = AUC - (metrics.auc(LABELS, WORSE) or 0)
+LOW = metrics.auc_difference(LABELS, WORSE, SCORES)[1][0]
+SLIGHTLY = np.clip(SCORES + np.random.default_rng(2).normal(0, 0.02, 2_000), 0.001, 0.999)
+"""As good as SCORES but for noise."""
 BOUNDS = GateConfig()
+SIZE = {"rows": 900.0, "admitted": 1_000.0, "evicted": 100.0, "load": 0.5}
+GOOD_DAY = {"samples": 5_000.0, "auc": 0.75, "logloss": 0.5, "ne": 0.9, "calibration": 1.0}
+CALM = {"psi": 0.02, "new_share": 0.03, "missing_share": 0.05, "missing_before": 0.04}
 
 
-@pytest.mark.parametrize(
-    ("bounds", "scores", "champion", "theirs", "verdict", "word"),
-    [
-        (BOUNDS, SCORES, NONE, None, "accept", "no champion"),
-        (GateConfig(min_auc=0.99), SCORES, NONE, None, "reject", "gate.min_auc = 0.99"),
-        (GateConfig(min_auc=AUC), SCORES, NONE, None, "accept", "at least"),
-        (BOUNDS, SCORES, SCORED, SCORES, "accept", "+0.0000 from version 4"),
-        (BOUNDS, SCORES, SCORED, WORSE, "accept", "within gate.max_auc_drop"),
-        (BOUNDS, WORSE, SCORED, SCORES, "reject", "beyond gate.max_auc_drop = 0.002"),
-        (GateConfig(max_auc_drop=DROP), WORSE, SCORED, SCORES, "accept", "within"),
-        (GateConfig(max_auc_drop=DROP * 0.999), WORSE, SCORED, SCORES, "reject", "beyond"),
-        (GateConfig(max_auc_drop=1.0, min_auc=0.99), WORSE, SCORED, SCORES, "reject", "gate.min_auc"),
-        (GateConfig(min_samples=2_001), SCORES, NONE, None, "inconclusive", "gate.min_samples = 2,001"),
-        (GateConfig(min_samples=2_001), SCORES, SCORED, SCORES, "inconclusive", "2,000 test samples"),
-        (BOUNDS, SCORES, LOST, None, "not_comparable", "column 'age' is gone"),
-        (GateConfig(min_auc=0.99), SCORES, LOST, None, "reject", "gate.min_auc"),
-        (BOUNDS, np.where(SCORES > 0.9, np.nan, SCORES), NONE, None, "reject", "not finite"),
-    ],
-)
-def test_verdicts(
-    bounds: GateConfig, scores: np.ndarray, champion: Champion, theirs: np.ndarray | None, verdict: str, word: str
-) -> None:
-    scored = None if theirs is None else table(LABELS, theirs).drop_columns("label")
-    found = judge(bounds, "click", table(LABELS, scores), champion, scored)
-    assert found.verdict == verdict
-    assert found.accepted == (verdict == "accept")
-    assert any(word in reason for reason in found.reasons)
-    assert found.champion == champion.version
+def new_rows(drift: dict[str, float] | None = None, **days: dict[str, float]) -> NewRows:
+    """The record of a run of 2026-01-04 whose champion scored d3 and d4, the 3rd and the 4th."""
+    return NewRows(
+        as_of="2026-01-04",
+        version="4",
+        drift={"user": CALM, "item": CALM | (drift or {})},
+        days={f"2026-01-0{day[1]}": GOOD_DAY | numbers for day, numbers in ({"d4": {}} | days).items()},
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is judged, and what must come of it."""
+
+    verdict: str
+    word: str
+    """In one of the reasons."""
+    bounds: GateConfig = BOUNDS
+    scores: np.ndarray = field(default_factory=lambda: SCORES)
+    champion: Champion = NONE
+    theirs: np.ndarray | None = None
+    reference: np.ndarray | None = None
+    new_rows: NewRows | None = None
+    days_at_fault: tuple[str, ...] = ()
+
+
+def faulty(word: str, rows: NewRows, *days: str, **bounds: float) -> Case:
+    """A candidate as good as the champion, on data that are not."""
+    return Case("reject", word, GateConfig(**bounds), SCORES, SCORED, SCORES, None, rows, days)
+
+
+D3, D4 = "2026-01-03", "2026-01-04"
+CASES = {
+    "first model": Case("accept", "no champion"),
+    "equal": Case("accept", "+0.0000 (+0.0000 to +0.0000) from version 4", champion=SCORED, theirs=SCORES),
+    "better": Case("accept", "within gate.max_auc_drop", champion=SCORED, theirs=WORSE),
+    "equal but for noise": Case("accept", "within", scores=SLIGHTLY, champion=SCORED, theirs=SCORES),
+    "worse": Case("reject", "beyond gate.max_auc_drop = 0.015", scores=WORSE, champion=SCORED, theirs=SCORES),
+    "surely within": Case("accept", "within", GateConfig(max_auc_drop=-LOW * 1.001), WORSE, SCORED, SCORES),
+    "not surely within": Case("reject", "beyond", GateConfig(max_auc_drop=-LOW * 0.999), WORSE, SCORED, SCORES),
+    "too few rows to tell": Case(
+        "reject", "so few rows tell no difference below", GateConfig(max_auc_drop=1e-4), SLIGHTLY, SCORED, SCORES
+    ),
+    "no drop at all": Case("reject", "beyond", GateConfig(max_auc_drop=0), SCORES, SCORED, SCORES),
+    "auc": Case("reject", "gate.min_auc = 0.99", GateConfig(min_auc=0.99)),
+    "auc, champion worse": Case("reject", "gate.min_auc", GateConfig(min_auc=0.99), SCORES, SCORED, WORSE),
+    "auc at its bound": Case("accept", "at least", GateConfig(min_auc=AUC)),
+    "log loss": Case("reject", "log loss 0.5074 is above gate.max_logloss = 0.5", GateConfig(max_logloss=0.5)),
+    "log loss kept": Case("accept", "AUC", GateConfig(max_logloss=0.51)),
+    "entropy": Case("reject", "normalised entropy 0.7830 is above", GateConfig(max_ne=0.78)),
+    "entropy by default": Case("reject", "gate.max_ne = 1", scores=SCORES**0.1),
+    "calibration low": Case("reject", "calibration 0.9579 is below", GateConfig(min_calibration=0.96)),
+    "calibration high": Case("reject", "calibration 0.9579 is above", GateConfig(max_calibration=0.95)),
+    "load": Case("reject", "load 0.50 of the index is above gate.max_load = 0.4", GateConfig(max_load=0.4)),
+    "rows": Case("reject", "900 rows is above gate.max_rows = 899", GateConfig(max_rows=899)),
+    "evicted": Case("reject", "10.0% of the rows admitted", GateConfig(max_evicted_share=0.09)),
+    "table kept": Case("accept", "AUC", GateConfig(max_load=0.5, max_rows=900, max_evicted_share=0.1)),
+    "few": Case("inconclusive", "gate.min_samples = 2,001", GateConfig(min_samples=2_001)),
+    "few, with champion": Case("inconclusive", "2,000 test", GateConfig(min_samples=2_001), SCORES, SCORED, SCORES),
+    "not finite": Case("reject", "not finite", scores=np.where(SCORES > 0.9, np.nan, SCORES)),
+    "champion not finite": Case(
+        "not_comparable", "not finite", champion=SCORED, theirs=np.where(SCORES > 0.9, np.inf, SCORES)
+    ),
+    "champion lost": Case("not_comparable", "column 'age' is gone", champion=LOST),
+    "champion lost, bounds decide": Case(
+        "accept", "gate.on_schema_change = absolute", GateConfig(on_schema_change="absolute"), SCORES, LOST
+    ),
+    "champion lost, bounds reject": Case(
+        "reject", "gate.min_auc", GateConfig(on_schema_change="absolute", min_auc=0.99), SCORES, LOST
+    ),
+    "champion lost, bad anyway": Case("reject", "gate.min_auc", GateConfig(min_auc=0.99), champion=LOST),
+    "small losses added up": Case(
+        "reject", "from the reference version 2's", BOUNDS, WORSE, REFERRED, WORSE, reference=SCORES
+    ),
+    "reference kept": Case("accept", "from the reference version 2's", BOUNDS, SCORES, REFERRED, WORSE, SCORES),
+    "reference lost": Case(
+        "not_comparable",
+        "the reference version 2 cannot be compared: format",
+        champion=REFERRED.model_copy(update={"reference_reason": "format"}),
+        theirs=SCORES,
+    ),
+    "good day": Case("accept", "within", BOUNDS, SCORES, SCORED, SCORES, None, new_rows()),
+    "psi": faulty("the day's data: field item: population stability index 0.600", new_rows({"psi": 0.6}), D4),
+    "new values": faulty("40.0% of the values are new", new_rows({"new_share": 0.4}), D4, max_new_share=0.3),
+    "missing": faulty("+36.0% rows without a value", new_rows({"missing_share": 0.4}), D4),
+    "drift off": Case("accept", "", GateConfig(max_psi=1), SCORES, SCORED, SCORES, None, new_rows({"psi": 0.6})),
+    "labels shuffled": faulty(
+        "the day's data: on the new rows of 2026-01-04 version 4's normalised entropy 1.0900 is above gate.max_ne = 1",
+        new_rows(d4={"auc": 0.51, "ne": 1.09}),
+        D4,
+    ),
+    "champion's own auc": faulty(
+        "version 4's AUC 0.6000 is below gate.min_auc", new_rows(d4={"auc": 0.6}), D4, min_auc=0.7
+    ),
+    "an earlier day of the window": faulty("rows of 2026-01-03", new_rows(d3={"ne": 1.1, "samples": 4_000.0}), D3),
+    "both days": faulty("rows of 2026-01-03", new_rows({"psi": 2.0}, d3={"ne": 1.1}), D3, D4),
+    "rest of a day": Case(
+        "accept", "within", BOUNDS, SCORES, SCORED, SCORES, None, new_rows(d3={"ne": 1.1, "samples": 500.0})
+    ),
+    "few new rows": Case(
+        "accept", "within", BOUNDS, SCORES, SCORED, SCORES, None, new_rows(d4={"ne": 1.1, "samples": 99.0})
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_verdicts(name: str) -> None:
+    case = CASES[name]
+    scored = None if case.theirs is None else table(LABELS, case.theirs).drop_columns("label")
+    found = judge(
+        case.bounds,
+        "click",
+        table(LABELS, case.scores),
+        case.champion,
+        scored,
+        reference=None if case.reference is None else table(LABELS, case.reference),
+        new_rows=case.new_rows,
+        table=SIZE,
+    )
+    assert found.verdict == case.verdict, found.reasons
+    assert found.accepted == (case.verdict == "accept")
+    assert any(case.word in reason for reason in found.reasons), found.reasons
+    assert (found.champion, found.reference) == (case.champion.version, case.champion.reference)
+    assert (found.data_at_fault, found.days_at_fault) == (bool(case.days_at_fault), case.days_at_fault)
+    broken = [check.name for check in found.checks if not check.kept]
+    assert not broken or not found.accepted
+    Verdict.model_validate_json(found.model_dump_json())
+
+
+def test_every_bound_has_its_line_and_every_number_its_interval() -> None:
+    bounds = GateConfig(max_logloss=1, min_calibration=0.5, max_calibration=2, max_load=0.9, max_rows=10_000)
+    found = judge(
+        bounds,
+        "click",
+        table(LABELS, SLIGHTLY),
+        REFERRED,
+        table(LABELS, SCORES),
+        reference=table(LABELS, WORSE),
+        new_rows=new_rows({"psi": 0.03}),
+        table=SIZE,
+    )
+    names = [check.name for check in found.checks]
+    assert len(names) == len(set(names))
+    assert set(names) >= {
+        "min_auc",
+        "max_logloss",
+        "max_ne",
+        "min_calibration",
+        "max_calibration",
+        "max_load",
+        "max_rows",
+        "max_auc_drop",
+        "max_auc_drop reference",
+        "max_psi item",
+        "min_auc 2026-01-04",
+        "max_ne 2026-01-04",
+    }
+    assert [line.field for line in found.drift] == ["user", "item"] and all(line.kept for line in found.drift)
+    for name in ("auc", "logloss", "calibration", "champion_auc", "reference_auc", "auc_difference"):
+        low, high = found.intervals[name]
+        assert low < found.metrics[name] < high, name
+    assert found.intervals["reference_auc_difference"][0] > 0
 
 
 @pytest.mark.parametrize("only", [0.0, 1.0])
@@ -69,8 +213,21 @@ def test_one_class_cannot_decide(only: float) -> None:
     assert "both classes" in found.reasons[0]
 
 
+def test_a_single_click_cannot_decide() -> None:
+    found = judge(BOUNDS, "click", table(np.arange(2_000) == 7, SCORES), SCORED, table(LABELS, SCORES))
+    assert found.verdict == "inconclusive"
+    assert "two of each class" in found.reasons[0]
+
+
 def test_no_test_rows_cannot_decide() -> None:
     assert judge(BOUNDS, "click", table(np.zeros(0), np.zeros(0)), NONE).verdict == "inconclusive"
+
+
+def test_bad_data_are_named_even_where_the_rows_cannot_decide() -> None:
+    found = judge(
+        BOUNDS, "click", table(np.zeros(2_000), SCORES), SCORED, table(LABELS, SCORES), new_rows=new_rows({"psi": 3.0})
+    )
+    assert (found.verdict, found.data_at_fault) == ("reject", True)
 
 
 def test_rows_are_joined_by_sample_whatever_their_order() -> None:
@@ -78,7 +235,7 @@ def test_rows_are_joined_by_sample_whatever_their_order() -> None:
     champion = table(LABELS, WORSE).take(order)
     straight = judge(BOUNDS, "click", table(LABELS, SCORES), SCORED, table(LABELS, WORSE))
     assert judge(BOUNDS, "click", table(LABELS, SCORES), SCORED, champion) == straight
-    assert straight.metrics["auc_difference"] == pytest.approx(DROP)
+    assert straight.metrics["auc_difference"] == pytest.approx(AUC - (metrics.auc(LABELS, WORSE) or 0))
 
 
 def test_only_rows_that_both_scored_are_compared() -> None:
@@ -96,12 +253,89 @@ def test_too_few_rows_in_common_keep_the_champion() -> None:
     assert "version 4" in found.reasons[0]
 
 
+def test_an_equal_candidate_is_accepted_as_often_as_the_interval_says() -> None:
+    """Whose lower bound is above minus the margin: half of the time at the bound itself, less than that for worse."""
+    accepted = 0
+    for seed in range(60):
+        labels, scores = predictions_of(2_000, 1.4, seed)
+        noise = np.random.default_rng(seed).normal(0, 0.02, 2_000)
+        ours, theirs = (np.clip(scores + side * noise, 0.001, 0.999) for side in (1, -1))
+        accepted += judge(BOUNDS, "click", table(labels, ours), SCORED, table(labels, theirs)).accepted
+    assert accepted >= 57
+
+
+SLICED = GateConfig(slices=("site",), slice_min_samples=200, max_auc_drop=0.2)
+KEYS = np.where(np.arange(2_000) % 3 == 0, 7, np.where(np.arange(2_000) % 3 == 1, 8, np.arange(2_000) + 100))
+KEYS[2] = MISSING
+VALUES = pa.table({"sample": [f"f:{row}" for row in range(2_000)], "key": KEYS})
+IN_SEVEN = np.where(KEYS == 7, 1 - SCORES, SCORES)
+"""Wrong on the rows of one value."""
+
+
+def sliced(bounds: GateConfig, scores: np.ndarray, values: pa.Table = VALUES) -> Verdict:
+    return judge(
+        bounds, "click", table(LABELS, scores), SCORED, table(LABELS, SCORES), sliced={"site": (values, {7: "seven"})}
+    )
+
+
+def test_a_slice_that_got_worse_rejects_what_passes_as_a_whole() -> None:
+    generous = GateConfig(max_auc_drop=1, max_ne=10)
+    assert judge(generous, "click", table(LABELS, IN_SEVEN), SCORED, table(LABELS, SCORES)).accepted
+    found = sliced(SLICED.model_copy(update={"max_auc_drop": 1.0, "max_ne": 10.0}), IN_SEVEN)
+    assert found.verdict == "reject"
+    assert found.reasons[0].startswith("site = seven: AUC differs by -")
+    assert [(line.value, line.samples, line.kept) for line in found.slices] == [
+        ("seven", 667, False),
+        ("key 0000000000000008", 667, True),
+    ]
+    mine = KEYS == 7
+    difference, (low, _) = metrics.auc_difference(LABELS[mine], IN_SEVEN[mine], SCORES[mine])
+    line = found.slices[0]
+    assert (line.difference, line.low, line.champion_auc) == (difference, low, metrics.auc(LABELS[mine], SCORES[mine]))
+    assert line.auc == pytest.approx(metrics.auc(LABELS[mine], IN_SEVEN[mine]))
+    allowed = SLICED.model_copy(update={"max_auc_drop": 1.0, "max_ne": 10.0, "slice_max_auc_drop": 1.0})
+    assert sliced(allowed, IN_SEVEN).accepted
+
+
+def test_slices_that_hold_are_told_in_one_line_and_small_ones_not_at_all() -> None:
+    found = sliced(SLICED, SLIGHTLY)
+    assert found.accepted
+    assert [check.name for check in found.checks if check.name.startswith("slice")] == ["slice_max_auc_drop site"]
+    assert not sliced(SLICED.model_copy(update={"slice_min_samples": 668}), SLIGHTLY).slices
+
+
+def test_slices_of_one_class_are_left_out_and_lists_count_a_row_once() -> None:
+    of_one = pa.table({"sample": VALUES["sample"], "key": np.where(LABELS > 0, 1, 2)})
+    assert not sliced(SLICED, SLIGHTLY, of_one).slices
+    twice = pa.concat_tables([VALUES, VALUES, VALUES.set_column(1, "key", [np.full(2_000, 9)])])
+    assert [line.samples for line in sliced(SLICED, SLIGHTLY, twice).slices] == [2_000, 667, 667]
+
+
+def test_the_values_of_a_field_come_from_the_feature_store(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, "gate.slices=['tags','user']", "gate.slice_min_samples=300")
+    known = Dataset.load(run.dataset)
+    lists = [[3, 4], [3], [MISSING], [4, 3, 3]] * 10_000
+    rows = {FILE: np.zeros(40_000, np.int32), ROW: np.arange(40_000) - 36_000, "user": np.arange(40_000) % 50}
+    folder = run.dataset.uri.rpartition("/")[0]
+    with storage.writer(f"{folder}/{known.parts['all'].path}") as file:
+        pq.write_table(pa.table(rows | {"tags": lists}), file, row_group_size=65_536)
+    NONE.model_copy(update={"status": "scored", "version": "9"}).write(run.path("champion.json"))
+    labels, scores = predictions_of(4_000, 1.4, 1)
+    write_predictions(run, labels, scores, "champion.parquet")
+    values, texts = slices.of(run.dataset, "tags")
+    assert (values.num_rows, texts) == (7_000, {3: "new"})
+    found = Verdict.load(decide(run))
+    lines = [(line.field, line.value, line.samples) for line in found.slices]
+    assert lines == [("tags", "new", 3_000), ("tags", "key 0000000000000004", 2_000), ("tags", "(missing)", 1_000)]
+
+
 @pytest.mark.parametrize(
     ("bounds", "noise", "verdict"),
     [
         (GateConfig(max_rmse=0.5), 0.1, "accept"),
         (GateConfig(max_rmse=0.05), 0.1, "reject"),
         (GateConfig(max_rmse_rise=0.01), 0.3, "reject"),
+        (GateConfig(max_rmse_rise=0.19), 0.3, "reject"),
         (GateConfig(max_rmse_rise=0.5), 0.3, "accept"),
     ],
 )
@@ -112,6 +346,8 @@ def test_ratings_are_judged_by_rmse(bounds: GateConfig, noise: float, verdict: s
     found = judge(bounds, "rating", table(labels, ours), SCORED, table(labels, theirs))
     assert found.verdict == verdict
     assert found.metrics["rmse"] == pytest.approx(np.sqrt(np.mean((ours - labels) ** 2)))
+    low, high = found.intervals["rmse_difference"]
+    assert low < found.metrics["rmse_difference"] < high
 
 
 def test_equal_ratings_are_no_doubt() -> None:

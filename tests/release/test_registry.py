@@ -202,7 +202,9 @@ def test_the_next_day_goes_on_from_what_the_champions_tags_say(tmp_path: Path) -
     assert found[:4] == ("2", "2026-01-03", day.cut, ("2026-01-01", "2026-01-02"))
     assert run.key[:12] in found.checkpoint
     late = finished_run(tmp_path, day=day.model_copy(update={"as_of": "2026-01-04"}))
-    with pytest.raises(RegistryError, match="is now version 2, the run of 2026-01-04 was pinned to 1; run a later day"):
+    with pytest.raises(
+        RegistryError, match="is now version 2, the run of 2026-01-04 was pinned to 1; run the day again"
+    ):
         registry.register(late, ACCEPT.model_copy(update={"champion": "1"}), export)
 
 

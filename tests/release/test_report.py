@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from des_core import storage
 from des_core.release import report
 from des_core.release.figures import Axis
 from des_core.release.gate import Champion, Verdict, decide
+from des_core.run import Day
 from tests.finished import finished_run
+from tests.release.examples import HOSTILE, days_run
 
 VOID = {"meta", "br", "line", "circle", "polyline", "polygon", "i"}
 
@@ -24,18 +27,19 @@ class Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.words: list[str] = []
-        self.tags: set[str] = set()
+        self.order: list[str] = []
+        """Names of the elements as they open."""
         self.attributes: list[tuple[str, str | None]] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
+        self.order.append(tag)
         self.attributes += attrs
         if tag not in ("meta", "br"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
+        self.order.append(tag)
         self.attributes += attrs
 
     def handle_endtag(self, tag: str) -> None:
@@ -62,7 +66,7 @@ def test_everything_to_look_at_is_there_and_nothing_is_fetched(tmp_path: Path) -
         assert title in page.text
     for word in ("Network", "dense gradients", "279 kB", "Workers", "tags, price", "Data", "41,207", "31.0", "32,000"):
         assert word in page.text
-    assert not page.tags & {"script", "link", "img", "iframe", "object"}
+    assert not set(page.order) & {"script", "link", "img", "iframe", "object"}
     assert not [value for name, value in page.attributes if name in ("src", "href") or "url(" in (value or "")]
 
 
@@ -156,3 +160,72 @@ def test_the_same_files_give_the_same_page(tmp_path: Path) -> None:
 )
 def test_ticks_are_round_and_inside(low: float, high: float, ticks: list[float]) -> None:
     assert Axis(low, high, "", str).ticks() == pytest.approx(ticks)
+
+
+def cells(page: Page) -> str:
+    """The page's text without spaces between its pieces."""
+    return re.sub(r"\s+", " ", page.text)
+
+
+def test_a_days_page_says_what_it_went_on_from_and_what_was_left_out(tmp_path: Path) -> None:
+    text = cells(Page(Path(report.write(days_run(tmp_path))).read_text()))
+    assert "window 2026-01-28 to 2026-01-31, 3 days parent version 12 parent's cut 2026-01-27 22:00:00 UTC" in text
+    assert "tail from 2026-01-31 22:00:00 UTC left out 2026-01-29 starts fresh" in text
+    assert "price: new field" in text and "tail AUC" in text and "Valid" not in text
+    assert "all 60,392 0.7376" in text
+
+
+def test_metrics_stand_beside_both_other_versions_with_their_intervals(tmp_path: Path) -> None:
+    text = cells(Page(Path(report.write(days_run(tmp_path))).read_text()))
+    assert "tail champion 12 difference reference 7 difference meaning" in text
+    assert "+0.0031 \u22120.0005 to +0.0067" in text
+    ours = storage.read_json(str(next(tmp_path.rglob("runs/*/report.json"))))["logloss"]
+    assert f"log loss {ours:.4f} {ours + 0.0041:.4f} \u22120.0041 {ours + 0.0092:.4f} nats" in text, (
+        "a difference on other rows than ours is none"
+    )
+
+
+def test_what_is_broken_comes_first(tmp_path: Path) -> None:
+    run = days_run(tmp_path, "reject", at_fault=True)
+    text = cells(Page(Path(report.write(run)).read_text()))
+    assert "7 bounds, 1 broken. check value bound max_auc_drop AUC differs by -0.0112" in text
+    assert "1 worse than its bound" in text and text.index("640 rows \u2715 broken") < text.index("3,204 rows")
+    assert f"before {HOSTILE} \u2715 broken 0.4120" in text
+    assert "2026-01-31 is in quarantine, and windows leave it out until des day accept 2026-01-31" in text
+
+
+def test_an_accepted_version_that_came_too_late_is_not_called_champion(tmp_path: Path) -> None:
+    run = days_run(tmp_path)
+    storage.write_json(run.path("version.json"), {"version": "13", "aliases": []})
+    assert "Accepted: version 13 is not champion, another one came first" in Path(report.write(run)).read_text()
+
+
+def test_a_day_without_parent_or_new_rows_has_a_page(tmp_path: Path) -> None:
+    run = days_run(tmp_path)
+    for name in ("new_rows.json", "champion.parquet", "gate.json"):
+        storage.delete(run.path(name))
+    run = replace(run, day=Day(as_of="2026-01-31", days={}, cut=0))
+    text = cells(Page(Path(report.write(run)).read_text()))
+    assert "window no day parent none: there was no champion cut" in text
+    assert not [title for title in ("Slices", "Drift", "Progressive", "Checks", "beside") if title in text]
+
+
+def test_drift_is_shown_before_it_is_judged(tmp_path: Path) -> None:
+    run = days_run(tmp_path)
+    storage.delete(run.path("gate.json"))
+    text = cells(Page(Path(report.write(run)).read_text()))
+    assert f"missing before {HOSTILE} 0.0110 0.04 % 31.0 % 30.2 %" in text
+
+
+def test_many_fields_slices_and_reasons_stay_small(tmp_path: Path) -> None:
+    run = days_run(tmp_path)
+    document = storage.read_json(run.path("gate.json"))
+    for name in ("checks", "slices", "drift"):
+        line = document[name][0]
+        long = {key: "<&>" * 2_000 for key in ("name", "about", "field", "value") if isinstance(line.get(key), str)}
+        document[name] = [line | long] * 3_000
+    document["reasons"] = [f"reason {number}" for number in range(3_000)]
+    storage.write_json(run.path("gate.json"), document)
+    written = Path(report.write(run)).read_bytes()
+    assert len(written) < 1_000_000
+    assert b"and 2,800 more rows" in written and b"reason 4</li></ul><details><summary>" in written

@@ -1,0 +1,329 @@
+"""N workers as one cluster job, and one line that says why it ended: ``_launch`` where cluster.backend = "pytorchjob".
+
+    render inputs -> submit (or adopt) -> watch + worker 0's log -> the result's manifest in storage
+
+What counts is the manifest in storage, not the job's condition. A step that is told to end (SIGTERM, SIGINT) takes its
+job with it; one that is killed leaves it to its next attempt, which adopts it, or to garbage collection.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from components._launch import MODULES, THREADS, Role, explain, pace
+from components._progress import Progress
+from des_core import log, storage
+from des_core.config import ClusterConfig, Config
+from des_core.errors import ConfigError, DesError, UserError, WorkerError
+from des_core.run import Run
+from k8s.jobs import Job, Jobs, State, connect, in_pod
+
+RESULTS: dict[str, tuple[str, ...]] = {
+    "train": ("training.json",),
+    "evaluate": ("predictions.parquet", "report.json"),
+}
+"""What a role has written when it is done."""
+
+STUCK_S = 120.0
+"""How long a trouble that seldom passes by itself is waited for, such as an image that cannot be pulled."""
+TELL_S = 60.0
+"""Between two lines about the same wait."""
+SEEN_S = 20.0
+"""How long a result may take to be seen on a shared volume."""
+GRACE_S = 15.0
+"""For the deletion of a job by a step that was told to end; Kubernetes kills it after 30 s."""
+LATE_S = 60.0
+"""The operator ends a job at its deadline; this much later we do."""
+
+
+def launch(
+    role: Role, run: Run, resume: bool = False, profile: bool = False, module: str = "", jobs: Jobs | None = None
+) -> None:
+    """Run a role as one job of ``cluster.nodes`` pods until its result is in storage.
+
+    Args:
+        profile: as ``_launch.launch``.
+        module: the workers' module, if not the role's own.
+        jobs: the cluster; by default the one that this process is in.
+
+    Raises:
+        DesError: the job failed, was deleted or took too long; UserError where it is the user's to mend.
+    """
+    if _finished(role, run):
+        return
+    config = run.config
+    check(config)
+    jobs = jobs or connect()
+    job = job_of(role, run, resume, profile, module)
+    with _told_to_end(), Progress(pace()) as progress:
+        story = _Story(run, role, progress)
+        try:
+            jobs.submit(job)
+            log.emit("job", name=job.name, nodes=job.nodes, nproc_per_node=job.nproc_per_node, image=job.image)
+            state = _follow(jobs, job, config.cluster, story)
+        except (KeyboardInterrupt, SystemExit):
+            _let_go(jobs, job)
+            raise
+        finally:
+            story.keep()
+        # A volume of another node, or an object store, may show a file late.
+        until = time.monotonic() + (SEEN_S if state.phase == "succeeded" else 0.0)
+        while not _finished(role, run):
+            if time.monotonic() >= until:
+                raise _why(job, state, config.cluster, story)
+            time.sleep(0.2)
+
+
+def check(config: Config) -> None:
+    """Nothing, if this process can hand work to a cluster.
+
+    Raises:
+        ConfigError: no usable image, or a storage.root that only this machine has.
+    """
+    image_of(config)
+    root = config.storage.root
+    if not in_pod() and "://" not in root:
+        raise ConfigError(
+            f"storage.root = {root!r} is a folder of this machine, which the job's pods cannot see; "
+            "set it to an address like s3://bucket/folder, or start inside a pod that mounts the volume"
+        )
+
+
+def image_of(config: Config) -> str:
+    """The image of steps and workers.
+
+    Raises:
+        ConfigError: none, or one whose tag names no version.
+    """
+    image = config.cluster.image or os.environ.get("DES_IMAGE", "")
+    if not image:
+        raise ConfigError("cluster.image is not set, nor DES_IMAGE; name the image, like ghcr.io/des/des-python:0.1.0")
+    tag = image.rpartition("/")[2].partition(":")[2]
+    if "@sha256:" not in image and tag in ("", "latest"):
+        raise ConfigError(f"cluster.image = {image!r} names no version; give it a tag other than latest, or a digest")
+    return image
+
+
+def job_of(role: Role, run: Run, resume: bool = False, profile: bool = False, module: str = "") -> Job:
+    """What this role of a run asks of the cluster."""
+    cluster = run.config.cluster
+    cpus = float(cluster.cpu.removesuffix("m")) / (1000 if cluster.cpu.endswith("m") else 1)
+    # One CPU of a share of several is for the thread that prepares the next batch.
+    threads = str(max(1, int(cpus) // cluster.nproc_per_node - 1))
+    name = f"{run.config.run.name[:30]}-{run.key[:10]}"
+    return Job(
+        name=name if role == "train" else f"{name}-{role}",
+        image=image_of(run.config),
+        command=(
+            *("torchrun", "-m", module or MODULES[role]),
+            *("--config", run.path("inputs.json"), "--dataset", str(run.dataset)),
+            *["--profile"] * profile,
+        ),
+        flags=("--resume",) * resume,
+        env=dict.fromkeys(THREADS, threads) | {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"},
+        nodes=cluster.nodes,
+        nproc_per_node=cluster.nproc_per_node,
+        cpu=cluster.cpu,
+        memory=cluster.memory,
+        gpus=cluster.gpus,
+        deadline_s=cluster.deadline_s,
+        queue=cluster.queue,
+        elastic=cluster.elastic,
+        labels={"des/run": run.config.run.name[:63].rstrip("-"), "des/run-key": run.key[:12], "des/role": role},
+    )
+
+
+class _Story:
+    """What worker 0 has said: shown as it comes, and kept beside the run's results."""
+
+    def __init__(self, run: Run, role: str, progress: Progress) -> None:
+        self.run, self.role, self._progress = run, role, progress
+        self.path = run.path(f"{role}.log")
+        self.step = 0
+        self.lines: list[str] = []
+
+    def hear(self, line: str) -> None:
+        """Take one line."""
+        self.lines.append(line)
+        event = log.parse_event(line.strip())
+        if event:
+            self.step = int(event["step"]) if event["event"] == "step" else self.step
+            self._progress.show(event)
+        else:
+            print(line, flush=True)
+
+    def keep(self) -> None:
+        """Write the log, whole."""
+        if self.lines:
+            storage.write_bytes(self.path, ("\n".join(self.lines) + "\n").encode())
+
+    @property
+    def further(self) -> str:
+        """Where it happened and what comes next, for an error's end."""
+        resumable = storage.exists(storage.join(self.run.checkpoints, "last.json"))
+        hint = "the next attempt goes on from the last checkpoint" if self.role == "train" and resumable else ""
+        return f"at step {self.step}; see {self.path}; {hint or 'start it again'}"
+
+
+def _finished(role: str, run: Run) -> bool:
+    return all(storage.exists(run.path(name)) for name in RESULTS[role])
+
+
+def _follow(jobs: Jobs, job: Job, cluster: ClusterConfig, story: _Story) -> State:
+    """The job's last state, with worker 0's log told meanwhile.
+
+    Raises:
+        WorkerError: it waited or ran for too long, and was deleted.
+    """
+    ended = threading.Event()
+
+    def listen() -> None:
+        for line in jobs.logs(job, ended):
+            story.hear(line)
+
+    thread = threading.Thread(target=listen, daemon=True, name="worker-0")
+    thread.start()
+    try:
+        return _wait(jobs, job, cluster, story)
+    finally:
+        ended.set()
+        thread.join(GRACE_S)
+
+
+def _wait(jobs: Jobs, job: Job, cluster: ClusterConfig, story: _Story) -> State:
+    """The job's last state. Time in a queue does not count against the deadline.
+
+    Raises:
+        WorkerError: it took too long, and was deleted.
+    """
+    before, last = State("waiting"), time.monotonic()
+    spent_s = {"queued": 0.0, "active": 0.0, "trouble": 0.0}
+    told = -TELL_S
+    for state in jobs.watch(job):
+        now = time.monotonic()
+        passed_s, last = now - last, now
+        spent_s["queued" if before.phase == "queued" else "active"] += passed_s
+        same = (
+            state.trouble is not None and before.trouble is not None and state.trouble.reason == before.trouble.reason
+        )
+        spent_s["trouble"] = spent_s["trouble"] + passed_s if same else 0.0
+        if state.ended:
+            return state
+        if state.phase != before.phase or not same:
+            told = -TELL_S
+        before = state
+        waits = _waits(job, state, spent_s)
+        if waits and now - told >= TELL_S:
+            told = now
+            log.emit("waiting", job=job.name, why=waits)
+        over = _over(job, state, cluster, spent_s)
+        if over:
+            jobs.delete(job)
+            raise WorkerError(f"job {job.name} {over}; {story.further}" if over.startswith("ran") else over)
+    raise WorkerError(f"job {job.name} is no longer watched; {story.further}")
+
+
+def _waits(job: Job, state: State, spent_s: dict[str, float]) -> str:
+    """What a job that does not run waits for."""
+    if state.said:
+        return state.said
+    if state.phase == "queued":
+        return f"waiting in queue {job.queue} for {spent_s['queued']:.0f} s"
+    return f"{state.trouble}" if state.trouble else ""
+
+
+def _over(job: Job, state: State, cluster: ClusterConfig, spent_s: dict[str, float]) -> str:
+    """Why a job is not waited for any longer, or nothing."""
+    limit_s, trouble = cluster.queue_timeout_s, state.trouble
+    if state.phase == "queued" and spent_s["queued"] > limit_s:
+        return (
+            f"job {job.name} was deleted after waiting in queue {job.queue} for {spent_s['queued']:.0f} s "
+            f"(cluster.queue_timeout_s = {limit_s:g}); raise it, or ask the queue's owner for room"
+        )
+    if trouble and spent_s["trouble"] > (min(STUCK_S, limit_s) if trouble.lasting else limit_s):
+        held = f" (its volume can be mounted on node {job.node} only)" if job.node else ""
+        return (
+            f"job {job.name} was deleted: its pods could not start for {spent_s['trouble']:.0f} s: {trouble}{held}; "
+            "ask for less in [cluster] cpu, memory, gpus or nodes, or mend what it names"
+        )
+    if state.phase != "queued" and spent_s["active"] > cluster.deadline_s + LATE_S:
+        return f"ran for more than cluster.deadline_s = {cluster.deadline_s:g} and was deleted"
+    return ""
+
+
+def _why(job: Job, state: State, cluster: ClusterConfig, story: _Story) -> DesError:
+    """The one line of a job that left no result: a user's mistake first, then the pod's end, then its last words."""
+    if state.phase == "succeeded":
+        return WorkerError(
+            f"job {job.name} succeeded, but left no {RESULTS[story.role][-1]} in {story.run.folder}; "
+            "do this step and the job's pods mount the same storage.root?"
+        )
+    output = "\n".join([*(line for one in state.fallen for line in one.lines), *story.lines])
+    errors = [event for event in map(log.parse_event, output.splitlines()) if event.get("event") == "error"]
+    mistake = next((event for event in errors if event.get("code") == str(UserError.exit_code)), None)
+    if mistake:
+        return UserError(mistake["message"])
+    if state.phase == "deleted":
+        return WorkerError(f"{state.said}; {story.further}")
+    if "deadline" in state.said.lower():
+        return WorkerError(
+            f"job {job.name} ran for more than cluster.deadline_s = {cluster.deadline_s:g} {story.further}"
+        )
+    # One that has a name is the cause; others end because of it.
+    pod = next((one for one in state.fallen if one.reason not in ("Error", "Completed")), None)
+    if pod and pod.reason == "OOMKilled":
+        return WorkerError(
+            f"pod {pod.pod} was killed (OOMKilled) {story.further}; "
+            f"cluster.memory = {cluster.memory} was not enough: raise it, or use more workers"
+        )
+    if pod:
+        said = ": ".join(filter(None, [pod.reason, pod.message]))
+        return WorkerError(f"pod {pod.pod} ended ({said[:300]}) {story.further}")
+    told = {"code": 1, "message": errors[0]["message"]} if errors else None
+    error = explain(told, output, story.further)
+    last = next(
+        (f"{one.pod}: {line.strip()}" for one in state.fallen for line in reversed(one.lines) if line.strip()), ""
+    )
+    if not errors and last and re.search(r"without a word", str(error)):
+        return WorkerError(f"job {job.name} failed ({last[:300]}) {story.further}")
+    if not errors and not last:
+        return WorkerError(f"job {job.name} failed ({' '.join(state.said.split())[:300]}) {story.further}")
+    return error
+
+
+def _let_go(jobs: Jobs, job: Job) -> None:
+    """Delete the job of a step that was told to end; a second signal does not hinder it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    log.emit("deleting", job=job.name)
+    try:
+        jobs.delete(job, GRACE_S)
+    except DesError as error:
+        log.emit("left", job=job.name, why=str(error))
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """SIGTERM raises SystemExit inside the block, as SIGINT raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
