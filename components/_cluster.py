@@ -11,16 +11,16 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import suppress
 
 from components._launch import MODULES, THREADS, Role, explain, pace
 from components._progress import Progress
+from components._tied import told_to_end
 from des_core import log, storage
-from des_core.config import ClusterConfig, Config
+from des_core.config import ClusterConfig, Config, without_passwords
 from des_core.errors import ConfigError, DesError, UserError, WorkerError
 from des_core.run import Run
 from k8s.jobs import Job, Jobs, State, connect, in_pod
@@ -39,6 +39,8 @@ SEEN_S = 20.0
 """How long a result may take to be seen on a shared volume."""
 GRACE_S = 15.0
 """For the deletion of a job by a step that was told to end; Kubernetes kills it after 30 s."""
+KILLED = 128 + signal.SIGKILL
+"""Exit code of a container that was killed."""
 LATE_S = 60.0
 """The operator ends a job at its deadline; this much later we do."""
 
@@ -62,13 +64,14 @@ def launch(
     check(config)
     jobs = jobs or connect()
     job = job_of(role, run, resume, profile, module)
-    with _told_to_end(), Progress(pace()) as progress:
+    with told_to_end(), Progress(pace()) as progress:
         story = _Story(run, role, progress)
         try:
             jobs.submit(job)
             log.emit("job", name=job.name, nodes=job.nodes, nproc_per_node=job.nproc_per_node, image=job.image)
             state = _follow(jobs, job, config.cluster, story)
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, BrokenPipeError):
+            # A pipe breaks when whoever runs this step is gone.
             _let_go(jobs, job)
             raise
         finally:
@@ -85,10 +88,15 @@ def check(config: Config) -> None:
     """Nothing, if this process can hand work to a cluster.
 
     Raises:
-        ConfigError: no usable image, or a storage.root that only this machine has.
+        ConfigError: no usable image, or a storage.root that only this machine can reach.
     """
     image_of(config)
     root = config.storage.root
+    if without_passwords(root) != root:
+        raise ConfigError(
+            f"storage.root = {without_passwords(root)!r} holds a password, which is not written where workers would "
+            "read it; give it to PodTemplate des-worker as a secret, like AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     if not in_pod() and "://" not in root:
         raise ConfigError(
             f"storage.root = {root!r} is a folder of this machine, which the job's pods cannot see; "
@@ -156,8 +164,8 @@ class _Story:
         if event:
             self.step = int(event["step"]) if event["event"] == "step" else self.step
             self._progress.show(event)
-        else:
-            print(line, flush=True)
+        elif not sys.stderr.isatty():
+            print(line, file=sys.stderr, flush=True)
 
     def keep(self) -> None:
         """Write the log, whole."""
@@ -286,7 +294,12 @@ def _why(job: Job, state: State, cluster: ClusterConfig, story: _Story) -> DesEr
     if pod:
         said = ": ".join(filter(None, [pod.reason, pod.message]))
         return WorkerError(f"pod {pod.pod} ended ({said[:300]}) {story.further}")
-    told = {"code": 1, "message": errors[0]["message"]} if errors else None
+    # Who lost a peer's connection tells of it too, and often sooner than the peer of its own end.
+    own = [event for event in errors if not re.search(r"gloo|has not answered|[Cc]onnection", event["message"])]
+    killed = next((one for one in state.fallen if one.code == KILLED), None)
+    if killed and not own:
+        return WorkerError(f"pod {killed.pod} was killed (exit code {KILLED}) {story.further}")
+    told = {"code": 1, "message": (own or errors)[0]["message"]} if errors else None
     error = explain(told, output, story.further)
     last = next(
         (f"{one.pod}: {line.strip()}" for one in state.fallen for line in reversed(one.lines) if line.strip()), ""
@@ -303,27 +316,11 @@ def _let_go(jobs: Jobs, job: Job) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    log.emit("deleting", job=job.name)
+    why = "this step was told to end"
     try:
         jobs.delete(job, GRACE_S)
+        event = "deleted"
     except DesError as error:
-        log.emit("left", job=job.name, why=str(error))
-
-
-@contextmanager
-def _told_to_end() -> Iterator[None]:
-    """SIGTERM raises SystemExit inside the block, as SIGINT raises KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        event, why = "left", str(error)
+    with suppress(BrokenPipeError):
+        log.emit(event, job=job.name, why=why)

@@ -67,6 +67,10 @@ def resolve(config: Config, as_of: str = "") -> Done:
         raise ConfigError(
             f"as_of = {as_of!r} was not expanded by the scheduler; give a date, yesterday, or leave it empty"
         )
+    if config.cluster.backend == "pytorchjob":
+        from components import _cluster
+
+        _cluster.check(config)
     try:
         # Formats that declare their own fields are not known to the config.
         config.check_slices({field.name: field.kind for field in features.fields_of(config)})

@@ -3,7 +3,7 @@
 torchrun puts each worker into a session of its own, out of reach of a signal to the group, and a killed parent tells
 nobody. So every process on the way asks the kernel for its own SIGKILL at its parent's death. KFP starts a step under
 ``sh``, which outlives a killed runner: there, ``--watch-output`` takes the closing of the standard output's other end
-for the runner's death.
+for the runner's death. Such a step is first asked to end, for it may have a cluster's job to take away.
 """
 
 from __future__ import annotations
@@ -15,6 +15,13 @@ import select
 import signal
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+LAST_S = 30.0
+"""For a step's own end."""
 
 PR_SET_PDEATHSIG = 1
 
@@ -30,15 +37,37 @@ def die_with_parent() -> None:
 
 
 def die_with_reader() -> None:
-    """Kill this process once nobody reads its standard output any more."""
+    """End this process once nobody reads its standard output any more."""
     watched = select.poll()
     watched.register(sys.stdout.fileno(), 0)
 
     def wait() -> None:
         watched.poll()
+        # To the main thread, which alone acts on it, and which may wait for the cluster's answer.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        time.sleep(LAST_S)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True, name="reader").start()
+
+
+@contextmanager
+def told_to_end() -> Iterator[None]:
+    """SIGTERM raises SystemExit inside the block, as SIGINT raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main() -> None:

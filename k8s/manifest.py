@@ -81,7 +81,7 @@ def _manifest(template: Mapping[str, Any], job: Job) -> dict[str, Any]:
     labels = dict(job.labels)
     policy = {
         "cleanPodPolicy": "Running",
-        "activeDeadlineSeconds": int(job.deadline_s),
+        "activeDeadlineSeconds": max(1, int(job.deadline_s)),
         "ttlSecondsAfterFinished": KEPT_S,
         "backoffLimit": MAX_RESTARTS if job.elastic else 0,
     }
@@ -116,6 +116,8 @@ def _manifest(template: Mapping[str, Any], job: Job) -> dict[str, Any]:
 def _pod(template: Mapping[str, Any], job: Job) -> dict[str, Any]:
     """The template's pod with this job's container, labels and node."""
     pod: dict[str, Any] = copy.deepcopy(dict(template["template"]))
+    # The API server fills in a default, which the operator would complain of.
+    pod["spec"].pop("restartPolicy", None)
     metadata = pod.setdefault("metadata", {})
     metadata.pop("creationTimestamp", None)
     metadata["labels"] = metadata.get("labels", {}) | dict(job.labels)

@@ -6,7 +6,6 @@ Every command takes ``--json`` and then prints one JSON object as the last line 
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import shlex
@@ -82,7 +81,10 @@ def run(
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Raw logs to a registered model, all steps: over whole logs, or what one day or several bring."""
+    """Raw logs to a registered model, all steps.
+
+    Over whole logs, or what one day or several bring.
+    """
     from des_core.release import daily
     from pipelines import summary
 
@@ -173,9 +175,7 @@ def compile_(
 @app.command()
 def submit(
     config: ConfigFile,
-    as_of: Annotated[
-        str, typer.Option("--as-of", metavar="DATE", help="The day to train, or yesterday; default: all logs.")
-    ] = "",
+    as_of: Day = None,
     host: Host = None,
     namespace: Namespace = None,
     experiment: Experiment = None,
@@ -183,15 +183,14 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Run the pipeline on Kubeflow, once."""
-    if as_of not in ("", "yesterday"):
-        try:
-            as_of = datetime.date.fromisoformat(as_of).isoformat()
-        except ValueError:
-            raise UserError(f"--as-of {as_of}: write a date like 2026-01-31, or yesterday") from None
+    from des_core.release import daily
+
+    # A pod knows better which day yesterday was, when it comes to run.
+    day = "yesterday" if as_of == "yesterday" else daily.parse_day(as_of, "--as-of") if as_of else ""
     loaded = _load_for_pods(config, set_)
     with tempfile.TemporaryDirectory(prefix="des-submit-") as folder:
         kubeflow, version, found = _upload(loaded, folder, host, namespace, experiment)
-        run_id = kubeflow.run(loaded.run.name, version, found, as_of)
+        run_id = kubeflow.run(loaded.run.name, version, found, day)
     page = kubeflow.ui("runs", run_id)
     _line("version", version.name + ("" if version.uploaded else " (was there)"))
     _line("run", run_id)
@@ -387,7 +386,7 @@ def lineage(
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Versions that led to a model, the newest first: their days, data, code and verdicts."""
+    """Versions that led to a model, back to the first."""
     from des_core.release import prediction, registry
     from pipelines import summary
 

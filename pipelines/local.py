@@ -22,12 +22,13 @@ from typing import Any, TextIO
 from components._launch import import_path
 from components._progress import Progress
 from components._runtime import status_uri
+from components._tied import told_to_end
 from des_core import log, storage
 from des_core.config import Config
 from des_core.errors import DesError, UserError
 
-EVENTS = ("step", "valid", "evaluate", "checkpoint", "resume", "warm_start")
-"""Workers' events."""
+EVENTS = ("step", "valid", "evaluate", "checkpoint", "resume", "warm_start", "job", "joined", "waiting", "deleted")
+"""Workers' events, and those of the job that they are on a cluster."""
 
 QUIET_S = 10.0
 """Without a terminal: seconds between two lines of progress."""
@@ -58,7 +59,7 @@ def run(config: Config, as_of: str, tell: Callable[[dict[str, str]], None]) -> d
     log_path = folder / "run.log"
     with open(log_path, "w", encoding="utf-8") as file, Progress(QUIET_S) as progress:
         router = Router(file, progress, tell)
-        with redirect_stdout(router), _interpreter(holder) as scratch:
+        with told_to_end(), redirect_stdout(router), _interpreter(holder) as scratch:
             finished = _run_dag(config, as_of, scratch)
     try:
         if not finished:

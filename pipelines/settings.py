@@ -144,14 +144,11 @@ def _size(task: dsl.PipelineTask, config: Config) -> None:
     away = cluster.backend == "pytorchjob"
     small = name in ("resolve", "notify") or (name == "train" and away)
     cpu, memory = SMALL if small else (cluster.cpu, cluster.memory)
-    try:
-        task.set_cpu_request(cpu).set_cpu_limit(cpu)
-    except ValueError:
-        raise ConfigError(f"cluster.cpu = {cpu!r} must be CPUs as Kubernetes writes them, like 2 or 500m") from None
+    task.set_cpu_request(cpu).set_cpu_limit(cpu)
     try:
         task.set_memory_request(memory).set_memory_limit(memory)
     except ValueError:
-        raise ConfigError(f"cluster.memory = {memory!r} must be written like 512Mi or 4Gi") from None
+        raise ConfigError(f"cluster.memory = {memory!r} must be whole for Kubeflow, like 1536Mi or 4Gi") from None
     if cluster.gpus and not away and name in ON_GPU:
         task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(cluster.gpus)
     wait_s = cluster.deadline_s

@@ -130,20 +130,17 @@ def show_chain(links: Sequence[Link]) -> None:
                 log.format_event("version", **{key: value for key, value in facts.items() if value not in (None, "")})
             )
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*("version", "as of", "trained through", "verdict"), box=None)
-    table.add_column("test", justify="right")
-    for column in ("aliases", "data", "code", "parent"):
-        table.add_column(column)
+    rows = [("version", "as of", "trained through", "verdict", "test", "aliases", "data", "code", "parent")]
     for link in links:
         metric = link.test_auc if link.test_auc is not None else link.test_rmse
         data = link.dataset.rpartition(":")[2][:12] + (f" ({len(link.days)} days)" if link.days else "")
         through = link.trained_through[:19].replace("T", " ")
-        numbers = ("" if metric is None else f"{metric:.4f}", ", ".join(link.aliases), data, link.git_commit[:12])
-        table.add_row(link.version, link.as_of, through, link.verdict, *numbers, link.parent_version or "none")
-    Console(soft_wrap=True).print(table)
+        measured = "" if metric is None else f"{metric:.4f}"
+        made = (", ".join(link.aliases), data, link.git_commit[:12], link.parent_version or "none")
+        rows.append((link.version, link.as_of, through, link.verdict, measured, *made))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     first = links[0]
     for key in ("run_key", "config_digest", "seed", "git_commit", "image", "environment", "dataset", "mlflow_run"):
         if getattr(first, key):

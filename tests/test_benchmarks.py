@@ -73,3 +73,11 @@ def test_movielens_at_random(shared_data: Path) -> None:
 
 def test_movielens_in_order_of_time(shared_data: Path) -> None:
     assert movielens(shared_data, "--data", "movielens-time", "--models", "lr", "--workers", "1")["lr", 1] >= 0.665
+
+
+def test_serve() -> None:
+    lines = bench("serve.py", "--values", "500", "--seconds", "1", "--models", "demo")
+    answers = {question.strip(): answer for _, _, question, answer, _ in (line.split("|") for line in lines[4:])}
+    assert len(answers) == 7 and "FAILED" not in str(answers)
+    (moved,) = (answer for question, answer in answers.items() if question.startswith("alias moved"))
+    assert moved.strip().startswith("0 of ")

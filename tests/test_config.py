@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from des_core.config import MODELS, Config, load_config, parse_config
+from des_core.config import MODELS, Config, load_config, parse_config, without_passwords
 from des_core.errors import ConfigError
 
 BASE = """
@@ -291,6 +291,34 @@ def test_the_resolved_config_travels_as_json(base: Path) -> None:
         parse_config('{"b": 1}', "here")
     with pytest.raises(ConfigError, match=r"^here: not valid JSON"):
         parse_config("{", "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://mlflow:p/w@ss:word@db:5432/mlflow", "postgresql://***@db:5432/mlflow"),
+        ("https://token@mlflow/base", "https://***@mlflow/base"),
+        ("redis://:word@host", "redis://***@host"),
+        ("postgresql:///mlflow?host=/run&password=word&x=1", "postgresql:///mlflow?host=/run&password=***&x=1"),
+        ("refused 'http://a:word@b/c' and models:/shop@champion", "refused 'http://***@b/c' and models:/shop@champion"),
+        ("http://mlflow:5000", "http://mlflow:5000"),
+        ("s3://bucket/a@b/{day}.csv", "s3://bucket/a@b/{day}.csv"),
+        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
+    ],
+)
+def test_passwords_of_addresses_are_not_shown(text: str, shown: str) -> None:
+    assert without_passwords(text) == shown
+
+
+def test_the_recorded_config_is_the_config_without_passwords(base: Path) -> None:
+    plain = load_config(base)
+    assert plain.recorded == plain
+    uri, hook = "registry.tracking_uri=http://a:word@mlflow", "notify.webhook=https://hooks/T0/word"
+    config = load_config(base, (uri, hook))
+    assert "word" not in config.recorded.model_dump_json()
+    assert config.recorded.registry.tracking_uri == "http://***@mlflow"
+    assert config.recorded.notify.webhook == "https://hooks/***"
+    assert config.recorded.digest == config.digest
 
 
 def test_digests_see_what_decides_and_nothing_else(base: Path) -> None:

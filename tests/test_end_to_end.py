@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from des_core import metrics
+from des_core import metrics, storage
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("source.rows_per_day=4000", "train.epochs=2")
@@ -85,14 +85,15 @@ def test_the_same_again_is_unchanged(home: Path) -> None:
     assert again["unchanged"] and again["version"] == 1
 
 
-def test_serving_scores_are_evaluations(home: Path) -> None:
+def test_serving_scores_are_evaluations(home: Path, bucket: str) -> None:
     """Raw records of the test day, scored by the registered model, are predictions.parquet within 1e-6."""
     (day,) = sorted((home / "runs/demo/raw").glob("*.csv"))[-1:]
-    model = ["--model", "models:/demo@champion", "--input", str(day), "--output", "scores.csv"]
-    answer, _ = des(home, "predict", *model, *DEMO)
+    logs, output = f"{bucket}/last day.csv", f"{bucket}/scores/{day.name}"
+    storage.write_bytes(logs, day.read_bytes())
+    answer, _ = des(home, "predict", "--model", "models:/demo@champion", "--input", logs, "--output", output, *DEMO)
     assert answer["rows"] == 4000
-    with open(home / "scores.csv", newline="") as file:
-        scores = {row["sample"]: float(row["probability"]) for row in csv.DictReader(file)}
+    rows = csv.DictReader(storage.read_bytes(output).decode().splitlines())
+    scores = {row["sample"]: float(row["probability"]) for row in rows}
     expected = pq.read_table(home / "runs/demo/predictions.parquet").to_pydict()
     assert set(scores) == set(expected["sample"])
     ours = np.array([scores[sample] for sample in expected["sample"]])

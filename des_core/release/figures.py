@@ -89,6 +89,14 @@ class Canvas:
             f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
         )
 
+    def key(self, line: int, style: str, name: str) -> None:
+        """What a line's colour means, in the upper right corner."""
+        x, y = WIDTH - RIGHT - 70, TOP + 6 + 16 * line
+        self._parts.append(
+            f'<polyline class="{style}" points="{x},{y} {x + 16},{y}"/>'
+            f'<text class="aside" x="{x + 21}" y="{y + 4}">{escape(name)}</text>'
+        )
+
     def upright(self, value: float, style: str, text: str, side: str) -> None:
         """A named line from top to bottom; its name stands on the ``side`` "start" (right of it) or "end"."""
         x = self.at((value, 0.0))[0]
@@ -126,10 +134,16 @@ class Canvas:
         self._parts.append(f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
 
 
+def _steps(points: Sequence[Point]) -> Axis:
+    """An axis from the first step; a run that goes on from another one starts where that ended."""
+    first, last = points[0][0], points[-1][0]
+    return Axis(0.0 if first <= last / 5 else first, last, "step", short)
+
+
 def loss_curve(history: Sequence[dict[str, float]]) -> str:
     """Mean training loss over steps."""
     points = [(point["step"], point["loss"]) for point in history]
-    steps = Axis(0.0, max(x for x, _ in points), "step", short)
+    steps = _steps(points)
     canvas = Canvas(steps, axis([y for _, y in points], "", decimals), "training loss over steps")
     canvas.area(points, "wash")
     canvas.line(points, "one")
@@ -243,19 +257,18 @@ def score_curves(clicks: Sequence[float], others: Sequence[float], high: float) 
     top = max(*clicks, *others) * 1.15 or 1.0
     percent = Axis(0.0, top, "", lambda value: f"{100 * value:.0f} %")
     canvas = Canvas(Axis(0.0, high, "predicted click rate", decimals), percent, "scores of clicked and other samples")
-    for shares, style, name in ((others, "two", "no click"), (clicks, "one", "click")):
+    for line, (shares, style, name) in enumerate(((others, "two", "no click"), (clicks, "one", "click"))):
         width = high / len(shares)
         steps = [(edge * width, share) for number, share in enumerate(shares) for edge in (number, number + 1)]
         canvas.line(steps, style)
-        peak = max(range(len(shares)), key=lambda number: shares[number])
-        canvas.note(((peak + 0.5) * width, shares[peak]), name, 6)
+        canvas.key(line, style, name)
     return canvas.svg()
 
 
 def table_curve(table: Sequence[dict[str, float]]) -> str:
     """Rows of all workers' tables over steps."""
     points = [(point["step"], point["rows"]) for point in table]
-    steps = Axis(0.0, max(x for x, _ in points), "step", short)
+    steps = _steps(points)
     rows = Axis(0.0, max(y for _, y in points) * 1.12 or 1.0, "", short)
     canvas = Canvas(steps, rows, "table rows over steps")
     canvas.area(points, "wash")

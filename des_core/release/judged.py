@@ -194,7 +194,7 @@ def checks(verdict: Document | None) -> Html:
     ]
     broken = sum(not line["kept"] for line in lines)
     told = f"{count(len(lines), 'bound')}, " + (f"{broken:,} broken." if broken else "all kept.")
-    columns = [("check", "words"), ("", ""), ("value", "number"), ("bound", "number")]
+    columns = [("check", "words long"), ("", ""), ("value", "number"), ("bound", "number")]
     return section("Checks", lead(told), table("Checks", columns, rows, narrow=True))
 
 

@@ -451,7 +451,7 @@ def _log_numbers(client: MlflowClient, run_id: str, config: Config, report: dict
     single = lineage.numbers(report, "test") | lineage.numbers(report.get("valid") or {}, "valid")
     for name, value in verdict.metrics.items():
         single[f"gate/{name}"] = value
-    for name, (low, high) in verdict.model_dump().get("intervals", {}).items():
+    for name, (low, high) in verdict.intervals.items():
         single |= {f"gate/{name}_low": low, f"gate/{name}_high": high}
     for name in ("steps", "workers", "samples_per_s", "peak_rss_mb"):
         if report.get(name) is not None:

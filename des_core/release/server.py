@@ -311,6 +311,9 @@ def serve(replica: Replica, host: str, port: int, threads: int, max_body: int) -
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--host {host} --port {port}: {reason}; choose another") from None
+    # Accepted connections have it from here; asyncio does not set it on sockets that others made, and then the second
+    # piece of every answer waits 40 ms for the first one's acknowledgement.
+    address.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(
         app_of(replica, threads, max_body),
         log_config=None,

@@ -119,7 +119,8 @@ footer { margin-top: 28px; color: var(--soft); font-size: 12.5px; overflow-wrap:
   th, td { padding: 8px 7px; } tr > :first-child { padding-left: 12px; } tr > :last-child { padding-right: 12px; }
   .broken { margin-left: -4px; padding: 2px 6px; }
   .tile b { font-size: 21px; } figcaption { min-height: 0; } .bars { min-width: 80px; }
-  .words { min-width: 128px; } .panel tbody th:first-child { position: sticky; left: 0; background: var(--card); } }
+  .words { min-width: 128px; } .words.long { min-width: 196px; }
+  .panel tbody th:first-child { position: sticky; left: 0; background: var(--card); } }
 @media print { body { background: #fff; font-size: 12px; } main { max-width: none; padding: 0; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .panel { overflow: visible; } figure, .tile, .verdict, tr { break-inside: avoid; } h2, .lead { break-after: avoid; } }

@@ -1,7 +1,7 @@
 """Where the registry is, and whether it answers: asked before anything is trained, without loading MLflow.
 
 A folder or ``file://`` address is refused: MLflow's file store has no model registry. Our own SQLite file needs to be
-writable, a server or a database server needs to answer.
+writable, a server or a database server needs to answer, and Postgres to let us in.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def _check_answer(uri: str, served: bool) -> None:
             else:
                 port = parts.port or (3306 if parts.scheme.startswith("mysql") else 5432)
                 socket.create_connection((parts.hostname or "localhost", port), CONNECT_S).close()
+                _log_in(uri)
             return
         except urllib.error.HTTPError:
             return
@@ -86,3 +87,19 @@ def _check_answer(uri: str, served: bool) -> None:
     raise RegistryError(
         f"MLflow at {without_passwords(uri)} cannot be reached ({reason}); start it, or set registry.tracking_uri"
     )
+
+
+def _log_in(uri: str) -> None:
+    """Refuse what Postgres refuses: MLflow would ask again for two minutes, in silence."""
+    scheme, _, place = uri.partition("://")
+    if scheme not in ("postgresql", "postgresql+psycopg"):
+        return
+    import psycopg
+
+    try:
+        psycopg.connect(f"postgresql://{place}", connect_timeout=round(CONNECT_S) + 1).close()
+    except psycopg.Error as error:
+        reason = " ".join(str(error).replace(place, "").split())
+        raise RegistryError(
+            f"MLflow's database at {without_passwords(uri)} refused: {reason}; correct registry.tracking_uri"
+        ) from None

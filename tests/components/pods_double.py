@@ -43,9 +43,17 @@ class LocalPods:
             port = server.getsockname()[1]
         operator = {"PET_NNODES": str(worker["replicas"]), "PET_NPROC_PER_NODE": manifest["spec"]["nprocPerNode"]}
         network = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
+        elastic = manifest["spec"].get("elasticPolicy")
+        if elastic:
+            operator["PET_NNODES"] = f"{elastic['minReplicas']}:{elastic['maxReplicas']}"
+            operator |= {"PET_RDZV_BACKEND": elastic["rdzvBackend"], "PET_RDZV_ID": job.name}
+            operator |= {"PET_RDZV_ENDPOINT": f"127.0.0.1:{port}", "PET_MAX_RESTARTS": str(elastic["maxRestarts"])}
         image = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
         self.pods = []
         for index in range(worker["replicas"]):
+            if elastic:
+                # By their addresses pods know which of them serves the rendezvous; here all have one.
+                operator["PET_RDZV_CONF"] = f"is_host={int(index == 0)}"
             fields = {
                 "metadata.name": f"{job.name}-worker-{index}",
                 "metadata.labels['training.kubeflow.org/replica-index']": str(index),
@@ -101,7 +109,7 @@ class LocalPods:
 
     def _fallen(self, job: Job, index: int, code: int) -> Fallen:
         lines = tuple(self._log(index).read_text().splitlines()[-40:])
-        return Fallen(f"{job.name}-worker-{index}", "Error", "", code, "", lines)
+        return Fallen(f"{job.name}-worker-{index}", "Error", "", code if code > 0 else 128 - code, "", lines)
 
 
 def _value(variable: dict[str, Any], fields: dict[str, str]) -> str:

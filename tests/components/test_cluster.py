@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from components import _cluster
+from components import _cluster, _stages
 from components._launch import launch as launch_anywhere
 from components._launch import worker_environment
 from des_core import storage
-from des_core.config import load_config
+from des_core.config import StorageConfig, load_config
 from des_core.data import features
 from des_core.errors import ConfigError, DesError, UserError, WorkerError
 from des_core.run import Run, pin
@@ -126,7 +126,7 @@ def test_worker_0_is_heard_and_its_log_kept(tmp_path: Path, capfd: pytest.Captur
     _cluster.launch("train", run, jobs=Scripted(State("running"), State("succeeded"), lines=lines, result=trained(run)))
     said = capfd.readouterr()
     assert "event=step step=7 of=10" in said.err
-    assert "a word of no meaning" in said.out
+    assert "a word of no meaning" in said.err
     assert storage.read_bytes(run.path("train.log")).decode().splitlines() == list(lines)
 
 
@@ -165,6 +165,17 @@ SUMMARY = ("  rank      : 1 (local_rank: 0)", "  exitcode  : -9 (pid: 11)")
             State("failed", fallen=(fell("Error", "event=error code=1 worker=1 message='worker 1 crashed (X: y)'"),)),
             WorkerError,
             r"worker 1 crashed \(X: y\) at step 7; see .*train.log; .*",
+        ),
+        (
+            State(
+                "failed",
+                fallen=(
+                    fell("Error", "event=error code=1 worker=0 message='worker 0 crashed (X: gloo: reset by peer)'"),
+                    fell("Error", "event=error code=1 worker=1 message='worker 1 crashed (MemoryError: )'"),
+                ),
+            ),
+            WorkerError,
+            r"worker 1 crashed \(MemoryError: \) at step 7; .*",
         ),
         (
             State("failed", fallen=(fell("Error", "sh: torchrun: not found", "", code=127),)),
@@ -256,6 +267,16 @@ def test_a_laptops_folder_cannot_be_the_jobs_storage(tmp_path: Path, monkeypatch
     with pytest.raises(ConfigError, match=r"storage.root = .* is a folder of this machine, .* s3://bucket/folder"):
         _cluster.launch("train", run, jobs=jobs)
     assert not jobs.submitted
+    with pytest.raises(ConfigError, match=r"is a folder of this machine"):
+        _stages.resolve(run.config)
+
+
+def test_a_password_in_an_address_does_not_reach_the_workers_and_is_refused(tmp_path: Path) -> None:
+    config = untrained(tmp_path).config
+    config = config.model_copy(update={"storage": StorageConfig(root="s3://me:secret@bucket/x")})
+    with pytest.raises(ConfigError, match=r"holds a password") as caught:
+        _cluster.check(config)
+    assert "secret@" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +292,7 @@ def test_a_laptops_folder_cannot_be_the_jobs_storage(tmp_path: Path, monkeypatch
     ],
 )
 def test_a_relative_path_is_an_error_on_a_cluster(tmp_path: Path, overrides: tuple[str, ...], key: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f": {key} is relative, and with cluster.backend")):
+    with pytest.raises(ConfigError, match=re.escape(f": {key} is a relative path, ")):
         config_of(tmp_path, "cluster.backend=pytorchjob", "cluster.nodes=2", *overrides)
 
 
@@ -340,7 +361,9 @@ def test_the_rendered_pods_train_and_a_killed_ones_work_is_gone_on_with(tmp_path
 
     killer = threading.Thread(target=kill_soon)
     killer.start()
-    with pytest.raises(WorkerError, match=r"-worker-1.*the next attempt goes on from the last checkpoint"):
+    with pytest.raises(
+        WorkerError, match=r"-worker-1 was killed \(exit code 137\).*the next attempt goes on from the last checkpoint"
+    ):
         _cluster.launch("train", run, jobs=jobs)
     killer.join()
     assert not storage.exists(run.path("training.json"))

@@ -129,6 +129,29 @@ def test_nothing_outlives_the_launcher(
     assert all(gone(pid) for pid in pids(tmp_path))
 
 
+def test_a_step_whose_reader_is_gone_may_still_take_its_job_away(tmp_path: Path) -> None:
+    (tmp_path / "step_double.py").write_text(
+        "import sys, time\n"
+        "from components._tied import told_to_end\n"
+        "with told_to_end():\n"
+        "    try:\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(60)\n"
+        "    except SystemExit:\n"
+        f"        open({str(tmp_path / 'deleted')!r}, 'w').close()\n"
+        "        raise\n"
+    )
+    command = [sys.executable, "-m", "components._tied", "--watch-output", "step_double"]
+    environment = worker_environment(1)
+    environment["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as step:
+        assert step.stdout is not None
+        assert step.stdout.readline() == b"ready\n"
+        step.stdout.close()
+        assert step.wait(20) == 128 + signal.SIGTERM
+    assert (tmp_path / "deleted").exists()
+
+
 def test_the_quota_of_either_kind_of_control_group_counts(tmp_path: Path) -> None:
     allowed = len(os.sched_getaffinity(0))
     assert cpu_quota(str(tmp_path)) == allowed

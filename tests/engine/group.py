@@ -17,6 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 120
+ALIKE_S = 2
+"""Time for the others to fail as the first one did."""
 
 
 class Group:
@@ -54,17 +56,24 @@ class Group:
             process.stdin.flush()
         waiting = {process.stdout.fileno(): rank for rank, process in enumerate(self._processes) if process.stdout}
         answers: dict[int, Any] = {}
+        faults: list[str] = []
+        died = False
         while waiting:
-            # A worker that fails leaves its peers in a collective: its fault is the answer of all.
-            ready, _, _ = select.select(list(waiting), [], [], LIMIT_S)
+            # A worker that fails alone leaves its peers in a collective: its fault is the answer of all.
+            ready, _, _ = select.select(list(waiting), [], [], ALIKE_S if faults else LIMIT_S)
+            if not ready:
+                break
             for handle in ready:
                 rank = waiting.pop(handle)
                 line = self._processes[rank].stdout.readline()  # type: ignore[union-attr]
+                died |= not line
                 answers[rank] = json.loads(line) if line else {"fault": f"test worker {rank} died"}
-            faults = [answer["fault"] for answer in answers.values() if "fault" in answer]
-            if faults or not ready:
-                self.broken = bool(waiting)
-                raise AssertionError(faults[0] if faults else f"workers {sorted(waiting.values())} are stuck")
+                faults += [answers[rank]["fault"]] if "fault" in answers[rank] else []
+        # Workers that all stopped for the same reason stopped at the same point, and can go on.
+        alike = len({fault.strip().splitlines()[-1] for fault in faults}) <= 1 and len(faults) in (0, len(answers))
+        self.broken = bool(waiting) or died or not alike
+        if faults or waiting:
+            raise AssertionError(faults[0] if faults else f"workers {sorted(waiting.values())} are stuck")
         return [answers[rank]["result"] for rank in sorted(answers)]
 
     def close(self) -> None:

@@ -74,11 +74,11 @@ def test_every_command_is_listed_and_explains_itself(capsys: pytest.CaptureFixtu
     assert [line.split()[0] for line in listed.splitlines() if line.strip()] == COMMANDS
     assert "..." not in listed, "a command's line must fit"
     assert des(capsys)[:2] == (0, out)
-    for command in COMMANDS:
-        code, out, _ = des(capsys, command, "--help")
+    for words in [*([command] for command in COMMANDS if command != "day"), ["day", "list"], ["day", "accept"]]:
+        code, out, _ = des(capsys, *words, "--help")
         assert code == 0
         assert "--json" in out
-        assert ("--set" in out) == (command != "generate")
+        assert ("--set" in out) == (words != ["generate"])
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -327,8 +327,8 @@ def test_intervals_are_seconds() -> None:
         (["storage.root=s3://me:hidden@bucket"], "storage.root has a password in it"),
         (["cluster.image=des-python:latest"], "cluster.image = des-python:latest: steps and workers"),
         (["cluster.image=registry:5000/des-python"], "name a version"),
-        (["cluster.cpu=two"], 'cluster.cpu = "two" must match'),
-        (["cluster.memory=4 GB"], 'cluster.memory = "4 GB" must'),
+        (["cluster.memory=1.5Gi"], "cluster.memory = '1.5Gi' must be whole"),
+        (["storage.root="], "storage.root is not set"),
     ],
 )
 def test_what_no_pod_could_use_is_refused_before_anything_is_uploaded(
@@ -350,7 +350,7 @@ def test_a_registry_on_the_volume_will_do(
 
 
 def test_a_wrong_day_is_refused(capsys: pytest.CaptureFixture[str], kubeflow: KubeflowStub, toml: str) -> None:
-    assert "write a date like 2026-01-31" in refused(capsys, "submit", "-c", toml, *settings(), "--as-of", "tomorrow")
+    assert "write it like 2026-01-31" in refused(capsys, "submit", "-c", toml, *settings(), "--as-of", "tomorrow")
 
 
 def test_the_token_opens_and_nothing_else_does(

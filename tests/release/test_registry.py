@@ -1,26 +1,30 @@
-"""The registry on SQLite: one version per run, aliases by verdict, no pickle, and errors of one line."""
+"""The registry on SQLite and on Postgres: one version per run, aliases by verdict, no pickle, errors of one line."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pytest
 import yaml
 
-from des_core import storage
+from des_core import log, storage
 from des_core.contracts import Reference
 from des_core.errors import RegistryError
 from des_core.release import lineage, prediction, registry, tracking
 from des_core.release.gate import Verdict
 from des_core.run import Day, Run
+from pipelines import cli, summary
 from tests.finished import config_of, finished_run
 
 EXAMPLE = pa.table({"user": ["ann", None], "tags": ["a|b", ""], "price": ["3", "7.5"]})
@@ -82,7 +86,7 @@ def test_a_version_leads_back_to_all_that_made_it(first: tuple[Run, Reference], 
     run = first[0]
     version = client.get_model_version_by_alias("shop", "champion")
     assert version.tags["des.run_key"] == run.key
-    assert json.loads(version.tags["des.config"]) == run.config.model_dump(mode="json")
+    assert json.loads(version.tags["des.config"]) == run.config.recorded.model_dump(mode="json")
     assert version.tags["des.dataset"] == str(run.dataset)
     assert version.tags["des.verdict"] == "accept"
     assert float(version.tags["des.test_auc"]) == pytest.approx(storage.read_json(run.path("report.json"))["auc"], 1e-5)
@@ -178,34 +182,222 @@ def test_a_model_that_is_not_there_is_one_line_that_says_what_is(
     assert "\n" not in str(caught.value)
 
 
-def test_the_next_day_goes_on_from_what_the_champions_tags_say(tmp_path: Path) -> None:
-    whole = finished_run(tmp_path)
+class Line(NamedTuple):
+    """Runs of one name in one registry, by number of the day."""
+
+    folder: Path
+    overrides: tuple[str, ...]
+
+    def whole(self, *more: str) -> Run:
+        """A run over whole logs."""
+        return finished_run(self.folder, *self.overrides, *more)
+
+    def day(self, number: int, champion: str, *more: str, left_out: tuple[str, ...] = ()) -> Run:
+        """A day's run that was pinned to a champion."""
+        as_of = f"2026-01-{number:02d}"
+        cut = lineage.micros(f"{as_of}T21:36:00.000007+00:00")
+        days = {as_of: f"{number:064x}"}
+        day = Day(as_of=as_of, days=days, left_out=left_out, cut=cut, champion=champion)
+        return finished_run(self.folder, *self.overrides, *more, day=day)
+
+    @property
+    def uri(self) -> str:
+        return config_of(self.folder, *self.overrides).registry.tracking_uri
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, folder: Path, first: object) -> tuple[Path, tuple[str, ...]]:
+    """A folder, and the setting of a database that is there already."""
+    if request.param == "sqlite":
+        return folder, ()
+    server = request.getfixturevalue("postgres")
+    return folder, (f"registry.tracking_uri={server}", f"storage.root={folder}/elsewhere")
+
+
+@pytest.fixture
+def line(place: tuple[Path, tuple[str, ...]], request: pytest.FixtureRequest) -> Line:
+    """A name that nothing is registered under yet."""
+    name = re.sub("[^a-z]+", "-", request.node.name).strip("-")
+    return Line(place[0], (f"run.name={name}", *place[1]))
+
+
+def against(champion: str, verdict: Verdict = ACCEPT) -> Verdict:
+    return verdict.model_copy(update={"champion": champion})
+
+
+def registered(run: Run, verdict: Verdict, export_: Callable[[Run], tuple[str, pa.Table]] = export) -> tuple[Any, ...]:
+    """Version, aliases and acceptance after registering a run."""
+    record = registry.Registered.load(registry.register(run, verdict, export_)[0])
+    return record.version, record.aliases, record.accepted
+
+
+def test_the_next_day_goes_on_from_what_the_champions_tags_say(line: Line) -> None:
+    whole = line.whole()
     assert registry.parent(whole.config) is None
-    registry.register(whole, ACCEPT, export)
-    checkpoint = Path(whole.checkpoints, "step-0000000096", "manifest.json")
+    assert registered(whole, ACCEPT) == ("1", ("candidate", "champion"), True)
     found = registry.parent(whole.config)
-    assert found is not None
-    assert found[:4] == ("1", "", 0, ())
-    assert Reference.parse(f"{tmp_path}/runs/shop/{found.checkpoint}").read() == json.loads(checkpoint.read_text())
-    day = Day(
-        as_of="2026-01-03",
-        days={"2026-01-03": "0" * 64},
-        left_out=("2026-01-01", "2026-01-02"),
-        cut=lineage.micros("2026-01-03T21:36:00.000007+00:00"),
-        champion=found.version,
-        checkpoint=found.checkpoint,
-    )
-    run = finished_run(tmp_path, day=day)
-    registry.register(run, ACCEPT.model_copy(update={"champion": "1"}), export)
-    found = registry.parent(run.config)
-    assert found is not None
-    assert found[:4] == ("2", "2026-01-03", day.cut, ("2026-01-01", "2026-01-02"))
-    assert run.key[:12] in found.checkpoint
-    late = finished_run(tmp_path, day=day.model_copy(update={"as_of": "2026-01-04"}))
+    assert found is not None and found[:4] == ("1", "", 0, ())
+    checkpoint = Reference.parse(f"{whole.config.storage.root}/{found.checkpoint}").read()
+    assert checkpoint == {"run_key": whole.key}
+    skipped = ("2026-01-01", "2026-01-02")
+    day = line.day(3, "1", left_out=skipped)
+    assert registered(day, against("1")) == ("2", ("candidate", "champion"), True)
+    assert registered(line.day(4, "2"), against("2", REJECT)) == ("3", ("candidate",), False)
+    found = registry.parent(day.config)
+    assert found is not None and found[:4] == ("2", "2026-01-03", day.day and day.day.cut, skipped)
+    assert day.key[:12] in found.checkpoint
+
+
+def test_a_chain_leads_from_a_version_to_the_first(line: Line) -> None:
+    sure = ACCEPT.model_copy(update={"metrics": {"auc": 0.8}, "intervals": {"auc": (0.79, 0.81)}})
+    for number, (champion, verdict) in enumerate([("", ACCEPT), ("1", REJECT), ("1", sure)], 1):
+        registered(line.day(number, champion), against(champion, verdict))
+    name = line.whole().config.run.name
+    chain = registry.chain(f"models:/{name}@champion", line.uri)
+    assert [(link.version, link.parent_version, link.verdict) for link in chain] == [
+        ("3", "1", "accept"),
+        ("1", "", "accept"),
+    ]
+    assert chain[0].aliases == ("candidate", "champion") and chain[1].aliases == ()
+    assert chain[0].days == {"2026-01-03": f"{3:064x}"}
+    assert chain[0].trained_through == "2026-01-03T21:36:00.000007+00:00"
+    assert chain[0].environment == hashlib.sha256(lineage.environment().encode()).hexdigest()
+    assert [link.version for link in registry.chain(f"models:/{name}/2", line.uri)] == ["2", "1"]
+    with pytest.raises(RegistryError, match=rf"models:/{name}/9 does not exist at .*; {name} has versions 1, 2, 3 and"):
+        registry.chain(f"models:/{name}/9", line.uri)
+    with registry._client(line.uri) as client:
+        files = {file.path for file in client.list_artifacts(chain[0].mlflow_run)}
+        assert files >= {"config.json", "environment.txt", "inputs.json", "report.json", "training.json"}
+        metrics = client.get_run(chain[0].mlflow_run).data.metrics
+        assert [metrics[f"gate/auc{end}"] for end in ("_low", "", "_high")] == [0.79, 0.8, 0.81]
+        client.delete_model_version(name, "1")
+    assert [link.version for link in registry.chain(f"models:/{name}/3", line.uri)] == ["3"]
+
+
+def test_two_processes_that_register_one_run_make_one_version(line: Line) -> None:
+    run = line.whole()
+
+    def beaten(run: Run) -> tuple[str, pa.Table]:
+        """Between our look and our version, the same run is registered elsewhere."""
+        assert registered(run, ACCEPT) == ("1", ("candidate", "champion"), True)
+        return export(run)
+
+    assert registered(run, ACCEPT, beaten) == ("1", ("candidate", "champion"), True)
+    with registry._client(line.uri) as client:
+        assert len(client.search_model_versions(f"name='{run.config.run.name}'")) == 1
+
+
+def test_of_two_runs_against_one_champion_the_later_is_superseded(line: Line) -> None:
+    def beaten(run: Run) -> tuple[str, pa.Table]:
+        assert registered(line.whole("run.seed=1"), ACCEPT) == ("1", ("candidate", "champion"), True)
+        return export(run)
+
+    run = line.whole()
+    assert registered(run, ACCEPT, beaten) == ("2", ("candidate",), False)
+    assert registry.standing(run) == ("1", "2", ("candidate",))
+    assert registered(run, ACCEPT, refuse) == ("2", ("candidate",), False), "nor does trying again make it champion"
+    assert registry.chain(f"models:/{run.config.run.name}/2", line.uri)[0].verdict == "superseded"
+
+
+def test_an_alias_moved_by_hand_is_heeded(line: Line) -> None:
+    first, second = line.day(1, ""), line.day(2, "1")
+    registered(first, ACCEPT)
+    registered(second, against("1"))
+    name = first.config.run.name
+    with registry._client(line.uri) as client:
+        client.set_registered_model_alias(name, "champion", "1")
+    found = registry.parent(first.config)
+    assert found is not None and (found.version, found.as_of) == ("1", "2026-01-01")
+    assert registry.resolve(f"models:/{name}@champion", line.uri) == "1"
+    assert registry.standing(second) == ("1", "2", ("candidate",))
     with pytest.raises(
-        RegistryError, match="is now version 2, the run of 2026-01-04 was pinned to 1; run the day again"
+        RegistryError, match=r"now version 1, the run of 2026-01-03 was pinned to 2; run the day again, .*2026-01-03$"
     ):
-        registry.register(late, ACCEPT.model_copy(update={"champion": "1"}), export)
+        registry.register(line.day(3, "2"), against("2"), refuse)
+    # The one that was left is registered already, and stays left.
+    assert registered(second, against("1"), refuse) == ("2", ("candidate",), True)
+    assert registered(line.day(3, "1"), against("1")) == ("3", ("candidate", "champion"), True)
+
+
+def test_no_password_is_written_anywhere(tmp_path: Path, postgres: str) -> None:
+    hook = "notify.webhook=https://hooks.example.com/services/T0/hidden-hook"
+    line = Line(tmp_path, ("run.name=discreet", hook, f"registry.tracking_uri={postgres}"))
+    run = line.whole()
+    ACCEPT.write(run.path("gate.json"))
+    registered(run, ACCEPT)
+    assert "secret" in line.uri
+    for file in [file for file in tmp_path.rglob("*") if file.is_file()]:
+        content = file.read_bytes()
+        assert b":secret" not in content and b"hidden-hook" not in content, file
+    version = registry.chain(f"models:/{run.config.run.name}/1", line.uri)[0]
+    with registry._client(line.uri) as client:
+        tags = client.get_run(version.mlflow_run).data.tags | client.get_model_version(run.config.run.name, "1").tags
+    assert not [key for key, value in tags.items() if "secret" in value or "hidden-hook" in value]
+    assert json.loads(tags["des.config"])["registry"]["tracking_uri"].startswith("postgresql://***@127.0.0.1:")
+    with pytest.raises(RegistryError) as caught:
+        registry.fetch("models:/none@champion", line.uri, "unused")
+    assert "secret" not in str(caught.value)
+    assert "secret" not in json.dumps(summary.of_run(run, unchanged=False))
+
+
+def test_a_password_that_is_refused_is_said_at_once(postgres: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(RegistryError, match=r"refused: .*authentication failed.*; correct registry.track") as caught:
+        registry.resolve("models:/none@champion", postgres.replace("secret", "secret2"))
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+    assert time.monotonic() - start < 10
+
+
+def test_des_lineage_prints_a_chain(
+    folder: Path, first: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line(folder, ("run.name=told",))
+    monkeypatch.setenv("DES_IMAGE", "ghcr.io/des/des-python:1")
+    monkeypatch.setattr(lineage, "code_version", lambda: "0123456789abcdef")
+    registered(line.day(1, ""), ACCEPT)
+    registered(line.day(2, "1"), against("1"))
+
+    def told(model: str, *words: str) -> tuple[object, str]:
+        with pytest.raises(SystemExit) as left:
+            cli.main(["lineage", model, *words])
+        return left.value.code, "".join(capsys.readouterr())
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", line.uri)
+    code, text = told("models:/told@champion", "--json")
+    *lines, answer = text.splitlines()
+    assert code == 0
+    assert [link["version"] for link in json.loads(answer)["chain"]] == ["2", "1"]
+    assert json.loads(answer)["chain"][0]["image"] == "ghcr.io/des/des-python:1"
+    events = [log.parse_event(printed) for printed in lines]
+    assert [(event["version"], event.get("parent_version"), event["git_commit"]) for event in events] == [
+        ("2", "1", "0123456789abcdef"),
+        ("1", None, "0123456789abcdef"),
+    ]
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, text = told("models:/told/2")
+    heads, second, oldest, *_ = text.splitlines()
+    assert heads.split()[0] == "version"
+    assert second.split()[:5] == ["2", "2026-01-02", "2026-01-02", "21:36:00", "accept"]
+    assert second.index("candidate, champion") == heads.index("aliases")
+    assert oldest.split()[-1] == "none"
+    code, text = told("models:/told/7", "-c", str(folder / "shop.toml"), "--set", f"run.dir={folder}/runs/shop")
+    assert code == 2
+    assert text.startswith("error: models:/told/7 does not exist at sqlite") and len(text.splitlines()) == 1
+
+
+def test_where_storage_is_a_bucket_the_model_is_found_without_a_driver_for_it(
+    folder: Path, first: object, bucket: str
+) -> None:
+    run = finished_run(folder, "run.name=cloud", f"storage.root={bucket}/shop")
+    assert registered(run, ACCEPT) == ("1", ("candidate", "champion"), True)
+    found = registry.champion(run.config, "unused")
+    assert found is not None
+    assert found.folder.startswith(f"{run.config.run.dir}/artifacts/")
+    assert sorted(path.name for path in Path(found.folder).iterdir()) == ["des.json", "index.npy"]
+    parent = registry.parent(run.config)
+    assert parent is not None and parent.checkpoint.startswith("checkpoints/")
+    assert Reference.parse(f"{bucket}/shop/{parent.checkpoint}").read() == {"run_key": run.key}
 
 
 def test_a_database_that_was_never_made_is_said_to_be_missing(tmp_path: Path) -> None:
@@ -318,6 +510,9 @@ def test_our_code_is_named_by_commit_or_by_version(tmp_path: Path, monkeypatch: 
     package.mkdir()
     monkeypatch.setattr(des_core, "__file__", str(package / "__init__.py"))
     assert lineage.code_version() == des_core.__version__
+    monkeypatch.setenv("DES_REVISION", "0123abc")
+    assert lineage.code_version() == "0123abc"
+    monkeypatch.delenv("DES_REVISION")
     (tmp_path / ".git").mkdir()
     assert lineage.code_version() == des_core.__version__
     shutil.rmtree(tmp_path / ".git")

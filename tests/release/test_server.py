@@ -336,6 +336,7 @@ def test_a_version_that_cannot_be_served_leaves_the_old_one(replica: Process, cl
     while 'des_version_failed{version="3"}' in client.get("/metrics")[1]:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    replica.wait_for("version_failed_over")
 
 
 def test_no_request_fails_while_the_alias_moves(replica: Process, shop: Shop) -> None:
