@@ -68,6 +68,10 @@ def resolve(config: Config, as_of: str = "") -> Done:
             f"as_of = {as_of!r} was not expanded by the scheduler; give a date, yesterday, or leave it empty"
         )
     tracking.check(config.registry.tracking_uri)
+    try:
+        config.check_slices(features.fields_of(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     what = f"{config.model.name} on {_count(config.train.workers, 'worker')}"
     if as_of:
         return _resolve_day(config, as_of, what)
@@ -174,6 +178,8 @@ def score(run: Run) -> Done:
     reference, kept = champion.score_new(run)
     record = NewRows.load(reference)
     who = f"version {record.version} on {record.samples:,} new rows" if record.version else "there is no champion yet"
+    if record.reason:
+        who = f"the champion cannot score the new rows: {record.reason}"
     return Done(who + _metric("", record.metrics), str(reference), kept)
 
 
@@ -242,7 +248,7 @@ def gate(run: Run) -> Done:
     if verdict.data_at_fault:
         from des_core.release import daily
 
-        daily.quarantine(run, verdict.reasons)
+        daily.quarantine(run, verdict.days_at_fault, verdict.reasons)
     what = f"{verdict.verdict}: {'; '.join(verdict.reasons)}"
     numbers = {"verdict": verdict.verdict, "reasons": list(verdict.reasons)}
     return Done(what, str(reference), unchanged, page, numbers)

@@ -14,6 +14,7 @@ import os
 import pkgutil
 import re
 import zoneinfo
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -529,8 +530,8 @@ class Config(Section):
             raise ValueError(
                 f"train.lanes = {self.train.lanes} must be at least train.workers = {self.train.workers}; raise it"
             )
-        if self.gate.slices:
-            self._check_slices()
+        if self.fields:
+            self.check_slices(self.fields)
         places = self.cluster.nodes * self.cluster.nproc_per_node
         if self.cluster.backend == "pytorchjob" and places != self.train.workers:
             raise ValueError(
@@ -538,13 +539,15 @@ class Config(Section):
             )
         return self
 
-    def _check_slices(self) -> None:
-        if self.source.task != "click":
-            raise ValueError("gate.slices compares AUCs, which ratings have none of; remove it, or set task = 'click'")
-        # The fields of a format that declares its own are known where it is read, which loads numba.
-        from des_core.data.encoding import fields_of
+    def check_slices(self, fields: Iterable[FieldConfig]) -> None:
+        """Whether gate.slices fits the fields; those of a format that brings its own are known where it is read.
 
-        kinds = {field.name: field.kind for field in fields_of(self)}
+        Raises:
+            ValueError: it does not.
+        """
+        if self.gate.slices and self.source.task != "click":
+            raise ValueError("gate.slices compares AUCs, which ratings have none of; remove it, or set task = 'click'")
+        kinds = {field.name: field.kind for field in fields}
         for name in self.gate.slices:
             if name not in kinds:
                 close = difflib.get_close_matches(name, kinds, n=1)

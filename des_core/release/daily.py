@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -206,13 +206,17 @@ def _digest(root: str, day: str) -> str:
     return hashlib.sha256(storage.read_bytes(manifest_uri(root, day))).hexdigest()
 
 
-def quarantine(run: Run, reasons: tuple[str, ...]) -> None:
-    """Leave the run's day out of later windows, until a person accepts it or its logs are repaired."""
-    if run.day is None:
-        return
-    uri = _day_uri(run.config, run.day.as_of, "quarantine.json")
-    digest = run.day.days[run.day.as_of]
-    Quarantine(day=run.day.as_of, manifest=digest, reasons=reasons, run_key=run.key).write(uri)
+def quarantine(run: Run, days: Sequence[str], reasons: tuple[str, ...]) -> None:
+    """Leave days of the run's window out of later ones, until a person accepts them or their logs are repaired."""
+    for day, digest in run.day.days.items() if run.day else ():
+        if day in days:
+            uri = _day_uri(run.config, day, "quarantine.json")
+            Quarantine(day=day, manifest=digest, reasons=reasons, run_key=run.key).write(uri)
+
+
+def accepted(config: Config, days: Iterable[str]) -> tuple[str, ...]:
+    """Those of ``days`` that a person took out of quarantine."""
+    return tuple(sorted(day for day in days if storage.exists(_day_uri(config, day, "accepted.json"))))
 
 
 def quarantined(config: Config, days: Mapping[str, object]) -> dict[str, Quarantine]:

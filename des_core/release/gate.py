@@ -70,6 +70,8 @@ class NewRows(Record):
     """Over all new rows: auc, logloss, ne, calibration, or rmse; as far as the rows show them."""
     days: dict[str, dict[str, float]] = {}
     """Day -> samples and metrics of its rows."""
+    accepted: tuple[str, ...] = ()
+    """Days of the window whose data a person took nevertheless: nothing more is said against them."""
     drift: dict[str, dict[str, float]] = {}
     """Field -> psi, new_share, missing_share, missing_before: the run's day against the days before it."""
 
@@ -106,6 +108,8 @@ class _Findings:
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
+    data: list[Check] = field(default_factory=list)
+    """Checks of the day's data, which reject by ``faults``."""
     slices: list[Slice] = field(default_factory=list)
     drift: list[Drift] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
@@ -125,7 +129,7 @@ class _Findings:
             data_at_fault=bool(self.faults),
             days_at_fault=tuple(sorted(self.faults)),
             intervals=self.intervals,
-            checks=tuple(self.checks),
+            checks=(*self.checks, *self.data),
             slices=tuple(self.slices),
             drift=tuple(self.drift),
         )
@@ -228,9 +232,9 @@ def read_table(uri: str) -> pa.Table:
 def _data(bounds: GateConfig, task: str, new_rows: NewRows, found: _Findings) -> None:
     """The day's drift, and the champion's own score on the new rows of each day."""
     drifted, found.drift = checks.drift(bounds, new_rows.drift)
-    found.checks += drifted
+    found.data += drifted
     wrong = [check.about for check in drifted if not check.kept]
-    if wrong:
+    if wrong and new_rows.as_of not in new_rows.accepted:
         found.faults[new_rows.as_of] = wrong
     # The rest of a day, which an earlier run judged on, is too few rows to accuse it.
     least = max(bounds.min_samples, new_rows.days.get(new_rows.as_of, {}).get("samples", 0) / 2)
@@ -239,8 +243,8 @@ def _data(bounds: GateConfig, task: str, new_rows: NewRows, found: _Findings) ->
             continue
         whose = f"on the new rows of {day} version {new_rows.version}'s "
         for check in checks.absolute(bounds, task, metrics, whose):
-            found.checks.append(check.model_copy(update={"name": f"{check.name} {day}"}))
-            if not check.kept:
+            found.data.append(check.model_copy(update={"name": f"{check.name} {day}"}))
+            if not check.kept and day not in new_rows.accepted:
                 found.faults.setdefault(day, []).append(check.about)
 
 

@@ -327,8 +327,8 @@ def test_intervals_are_seconds() -> None:
         (["storage.root=s3://me:hidden@bucket"], "storage.root has a password in it"),
         (["cluster.image=des-python:latest"], "cluster.image = des-python:latest: steps and workers"),
         (["cluster.image=registry:5000/des-python"], "name a version"),
-        (["cluster.cpu=two"], "cluster.cpu = 'two' must be CPUs"),
-        (["cluster.memory=4 GB"], "cluster.memory = '4 GB' must be written like"),
+        (["cluster.cpu=two"], 'cluster.cpu = "two" must match'),
+        (["cluster.memory=4 GB"], 'cluster.memory = "4 GB" must'),
     ],
 )
 def test_what_no_pod_could_use_is_refused_before_anything_is_uploaded(

@@ -141,6 +141,13 @@ CASES = {
     "rest of a day": Case(
         "accept", "within", BOUNDS, SCORES, SCORED, SCORES, None, new_rows(d3={"ne": 1.1, "samples": 500.0})
     ),
+    "a person took the days": Case(
+        "accept",
+        "within",
+        champion=SCORED,
+        theirs=SCORES,
+        new_rows=new_rows({"psi": 2.0}, d3={"ne": 1.1}).model_copy(update={"accepted": (D3, D4)}),
+    ),
     "few new rows": Case(
         "accept", "within", BOUNDS, SCORES, SCORED, SCORES, None, new_rows(d4={"ne": 1.1, "samples": 99.0})
     ),
