@@ -48,8 +48,18 @@ def take(config: Config, holder: str, pid: int = 0) -> None:
     """Take the lease, or renew it.
 
     Raises:
-        UserError: another run of this name holds it.
+        UserError: another run of this name holds it, or storage.root cannot be written.
     """
+    try:
+        _take(config, holder, pid)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UserError(
+            f"storage.root = {config.storage.root} cannot be written ({why}); choose another place or change its rights"
+        ) from None
+
+
+def _take(config: Config, holder: str, pid: int) -> None:
     uri = uri_of(config)
     there = _read(uri)
     if there is None or there.holder != holder:

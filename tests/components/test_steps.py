@@ -15,6 +15,7 @@ from components._stages import Done
 from des_core import log, storage
 from des_core.config import Config
 from des_core.errors import DataError, StorageError
+from des_core.release import lease
 from des_core.run import Run
 from tests.finished import config_of, finished_run
 
@@ -32,7 +33,10 @@ def test_a_step_only_imports_and_calls(path: Path) -> None:
     for argument in functions[0].args.args:
         assert argument.annotation is not None
         kind = ast.unparse(argument.annotation)
-        assert kind in ("str", "Output[Metrics]", "Output[HTML]"), f"{argument.arg}: {kind}"
+        kinds = ("str", "Output[Metrics]", "Output[HTML]", "PipelineTaskFinalStatus")
+        assert kind in kinds, f"{argument.arg}: {kind}"
+    if path.stem == "notify":
+        return
     assert functions[0].returns is not None
     assert ast.unparse(functions[0].returns) == "str"
     assert ".uri" not in path.read_text()
@@ -46,10 +50,12 @@ def test_a_stage_is_told_and_its_reference_handed_on(tmp_path: Path, capsys: pyt
         seen.append(given)
         return Done("2 rows, done", "there#sha256:" + "0" * 64)
 
-    report = str(run.reference("report.json"))
+    inputs, report = (str(run.reference(name)) for name in ("inputs.json", "report.json"))
     config = run.config.model_dump_json()
-    assert _runtime.on_run("evaluate", stage, config, str(run.dataset), report).reference.startswith("there")
+    assert _runtime.on_run("evaluate", stage, config, "me", inputs, report).reference.startswith("there")
     assert seen == [run]
+    noted = storage.read_json(_runtime.status_uri(run.config, "me"))
+    assert noted == {"done": {"evaluate": "there#sha256:" + "0" * 64}, "as_of": ""}
     events = [log.parse_event(line) for line in capsys.readouterr().err.splitlines()]
     assert [event["event"] for event in events] == ["start", "done"]
     assert (events[1]["name"], events[1]["what"], events[1]["unchanged"]) == ("evaluate", "2 rows, done", "False")
@@ -63,7 +69,7 @@ def failed(
 
     text = config if isinstance(config, str) else config.model_dump_json()
     with pytest.raises(SystemExit) as caught:
-        _runtime.on_config("ingest", stage, text)
+        _runtime.on_config("ingest", stage, text, "me")
     return int(str(caught.value.code)), capsys.readouterr().err
 
 
@@ -76,7 +82,7 @@ def test_a_known_error_is_one_line_and_its_code(
     assert found == code
     assert output.splitlines()[-1] == f"error: {error}"
     assert "Traceback" not in output
-    left = storage.read_json(storage.join(config.storage.root, "error.json"))
+    left = storage.read_json(_runtime.status_uri(config, "me"))["error"]
     assert left == {"step": "ingest", "code": code, "message": str(error)}
 
 
@@ -85,7 +91,7 @@ def test_an_unknown_error_keeps_its_traceback_for_the_log(tmp_path: Path, capsys
     code, output = failed(tmp_path, config, KeyError("lost\nkey"), capsys)
     assert code == 1
     assert "Traceback" in output
-    message = storage.read_json(storage.join(config.storage.root, "error.json"))["message"]
+    message = storage.read_json(_runtime.status_uri(config, "me"))["error"]["message"]
     assert message.startswith("ingest: unexpected KeyError: ")
     assert "\n" not in message
 
@@ -103,15 +109,45 @@ def test_a_manifest_that_changed_since_it_was_handed_on_is_refused(
     report = str(run.reference("report.json"))
     storage.write_json(run.path("report.json"), {})
     with pytest.raises(SystemExit) as caught:
-        _runtime.on_run("gate", lambda _: Done("never"), run.config.model_dump_json(), str(run.dataset), report)
+        inputs = str(run.reference("inputs.json"))
+        _runtime.on_run("gate", lambda _: Done("never"), run.config.model_dump_json(), "me", inputs, report)
     assert caught.value.code == 1
     assert "report.json has other bytes than its manifest says" in capsys.readouterr().err
 
 
-def test_an_error_that_cannot_be_written_is_still_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_of(tmp_path, f"storage.root={tmp_path}/shop.toml/inside")
-    code, output = failed(tmp_path, config, DataError("no rows"), capsys)
-    assert (code, output.splitlines()[-1]) == (2, "error: no rows")
+    code, output = failed(tmp_path, config, AssertionError("not reached"), capsys)
+    assert code == 2
+    assert output.splitlines()[-1].startswith(f"error: storage.root = {tmp_path}/shop.toml/inside cannot be written (")
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "done", "outcome"),
+    [
+        ("SUCCEEDED", None, {"resolve": "absent"}, "absent"),
+        ("FAILED", {"step": "train", "message": "worker 1 was killed"}, {"resolve": "2026-01-02"}, "failure"),
+        ("FAILED", None, {}, "failure"),
+    ],
+)
+def test_the_last_step_gives_the_lease_back(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    state: str,
+    error: dict[str, str] | None,
+    done: dict[str, str],
+    outcome: str,
+) -> None:
+    config = config_of(tmp_path)
+    lease.take(config, "me")
+    status = {"done": done, "as_of": "2026-01-02", "error": error}
+    storage.write_json(_runtime.status_uri(config, "me"), status)
+    _runtime.end(config.model_dump_json(), "me", state, "no pod could start")
+    event = log.parse_event(capsys.readouterr().err)
+    assert (event["outcome"], event["as_of"]) == (outcome, "2026-01-02")
+    if outcome == "failure":
+        assert event["why"] == ("train: worker 1 was killed" if error else "no pod could start")
+    assert not storage.exists(lease.uri_of(config)) and not storage.exists(_runtime.status_uri(config, "me"))
 
 
 def test_pages_are_copied_to_where_kfp_shows_them(tmp_path: Path) -> None:
