@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,19 @@ from des_core.release.gate import Champion
 from tests.finished import config_of, finished_run
 
 
-def test_what_is_there_is_resolved_to_itself(tmp_path: Path) -> None:
-    config = config_of(tmp_path)
-    done = _stages.resolve(config, "2026-01-31")
-    assert Config.model_validate_json(done.reference) == config
-    assert done.what == "fm on 2 workers, 1 file of csv logs"
+def test_a_run_is_resolved_to_a_day_or_to_all(tmp_path: Path) -> None:
+    done = _stages.resolve(config_of(tmp_path))
+    assert (done.reference, done.what) == ("all", "fm on 2 workers, 1 file of csv logs")
+    with pytest.raises(DataError, match=r"a day's run needs \{day\} in source\.path"):
+        _stages.resolve(config_of(tmp_path), "2026-01-31")
+    daily = ("source.path=" + str(tmp_path / "{day}.csv"), "source.time=when")
+    yesterday = (datetime.now(UTC).date() - timedelta(days=1)).isoformat()
+    assert _stages.resolve(config_of(tmp_path, *daily), yesterday).reference == "absent"
+    (tmp_path / f"{yesterday}.csv").write_text("when,click,user\n")
+    for as_of in (yesterday, "yesterday"):
+        assert _stages.resolve(config_of(tmp_path, *daily), as_of).reference == yesterday
+    with pytest.raises(ConfigError, match="'today' is not a date"):
+        _stages.resolve(config_of(tmp_path, *daily), "today")
 
 
 @pytest.mark.parametrize("as_of", ["[[ScheduledTime]]", "{{workflow.creationTimestamp}}"])
