@@ -22,7 +22,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mlflow
 import pyarrow.parquet as pq
 import pytest
 
@@ -32,7 +31,7 @@ from des_core.config import Config, load_config
 from des_core.contracts import FILE, ROW, TIME, Dataset, Reference
 from des_core.data.batches import Stream
 from des_core.errors import DataError, UserError
-from des_core.release import daily, lease
+from des_core.release import daily, lease, registry
 from des_core.run import Day, Run, reopen, under_root
 from tests.pipelines.test_local import DES, ROOT, Ended, des, start
 
@@ -241,16 +240,23 @@ def test_the_cut_is_a_time(week: Week) -> None:
 
 
 def test_versions_say_where_they_stand(week: Week) -> None:
-    client = mlflow.MlflowClient(week.config.registry.tracking_uri)
+    with registry._client(week.config.registry.tracking_uri) as client:
+        tags = {number: client.get_model_version("week", str(number)).tags for number in range(1, 7)}
+        aliases = client.get_registered_model("week").aliases
     for version, run in enumerate(runs(week), 1):
         assert run.day is not None
-        tags = client.get_model_version("week", str(version)).tags
-        assert tags["des.as_of"] == run.day.as_of
-        assert datetime.fromisoformat(tags["des.trained_through"]) == datetime.fromtimestamp(run.day.cut / 1e6, UTC)
-        assert tags["des.left_out"] == ",".join(run.day.left_out)
-        assert tags["des.parent_version"] == run.day.champion
-    aliases = client.get_registered_model("week").aliases
+        assert tags[version]["des.as_of"] == run.day.as_of
+        cut = datetime.fromtimestamp(run.day.cut / 1e6, UTC)
+        assert datetime.fromisoformat(tags[version]["des.trained_through"]) == cut
+        assert tags[version]["des.left_out"] == ",".join(run.day.left_out)
+        assert tags[version]["des.parent_version"] == run.day.champion
     assert {alias: str(version) for alias, version in aliases.items()} == {"candidate": "6", "champion": "6"}
+
+
+def versions(uri: str) -> int:
+    """How many versions a registry has of this model."""
+    with registry._client(uri) as client:
+        return len(client.search_model_versions("name='week'"))
 
 
 def test_the_bad_day_is_in_quarantine_for_its_data(week: Week) -> None:
@@ -269,8 +275,7 @@ def test_a_day_again_is_unchanged(week: Week) -> None:
         assert again.code == 0, again.error
         assert again.answer["unchanged"]
         assert again.answer["run_key"] == week.day(day).key
-    client = mlflow.MlflowClient(week.config.registry.tracking_uri)
-    assert len(client.search_model_versions("name='week'")) == 6
+    assert versions(week.config.registry.tracking_uri) == 6
 
 
 def tree(root: str | Path) -> dict[str, str]:
@@ -293,19 +298,21 @@ def test_every_step_again_changes_nothing(week: Week) -> None:
     assert moved <= {"mlflow.db", "latest"}, moved
 
 
-def test_a_later_day_takes_in_what_was_accepted_and_what_came_late(
-    week: Week, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a copy: the quarantine is lifted by a person, the late logs have come, and the next day trains on both."""
-    shutil.copytree(week.folder, tmp_path / "copy")
-    folder = tmp_path / "copy"
-    monkeypatch.chdir(folder)
-    (folder / f"logs/{LATE}.ready").touch()
-    refused = des(folder, "day", "accept", DAYS[4], "-c", "week.toml")
+def test_a_later_day_takes_in_what_was_accepted_and_what_came_late(week: Week, tmp_path: Path) -> None:
+    """On a copy of the results: a person lifts the quarantine, the late logs have come, the next day trains on both."""
+    shutil.copytree(week.config.storage.root, tmp_path / "runs")
+    here = ("-c", "week.toml", "--set", f"run.dir={tmp_path}/runs")
+    refused = des(week.folder, "day", "accept", DAYS[4], *here)
     assert refused.code == 2 and f"days in quarantine: {SHUFFLED}" in refused.error
-    assert des(folder, "day", "accept", SHUFFLED, "-c", "week.toml").code == 0
-    config = load_config(folder / "week.toml", ("registry.tracking_uri=" + week.config.registry.tracking_uri,))
-    run = daily.pin_day(config, DAYS[7], _stages.day_parts(config, DAYS[7]))
+    assert des(week.folder, "day", "accept", SHUFFLED, *here).code == 0
+    assert not des(week.folder, "day", "list", *here).answer["quarantined"]
+    config = load_config(week.folder / "week.toml", (f"run.dir={tmp_path}/runs",))
+    ready = week.folder / f"logs/{LATE}.ready"
+    ready.touch()
+    try:
+        run = daily.pin_day(config, DAYS[7], _stages.day_parts(config, DAYS[7]))
+    finally:
+        ready.unlink()
     assert run.day is not None
     assert (sorted(run.day.days), run.day.left_out) == ([SHUFFLED, LATE, DAYS[6], DAYS[7]], ())
     assert Dataset.load(run.dataset).rows("train") == 2 * 3000 + 300 + 2700
@@ -373,10 +380,9 @@ def lasting(value: Any) -> Any:
 
 def test_killed_after_every_step_it_ends_the_same(week: Week, tmp_path: Path) -> None:
     """Day 1 elsewhere: SIGKILL after each step, begin again; the same key, metrics and verdict, and one version."""
-    shutil.copytree(week.folder / "logs", tmp_path / "logs")
-    (tmp_path / "week.toml").write_text(TOML)
+    words = ("run", "-c", "week.toml", "--as-of", DAYS[0], "--set", f"run.dir={tmp_path}/runs")
     for step in STEPS:
-        with start(tmp_path, "run", "-c", "week.toml", "--as-of", DAYS[0]) as process:
+        with start(week.folder, *words) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 if line.startswith("event=done") and f" name={step} " in line:
@@ -384,18 +390,17 @@ def test_killed_after_every_step_it_ends_the_same(week: Week, tmp_path: Path) ->
                     break
             else:
                 raise AssertionError(f"{step} was never done: {process.stderr and process.stderr.read()}")
-    ended = des(tmp_path, "run", "-c", "week.toml", "--as-of", DAYS[0])
+    ended = des(week.folder, *words)
     assert ended.code == 0, ended.error
     first = week.day(DAYS[0])
     assert ended.answer["run_key"] == first.key
     assert ended.answer["version"] == 1 and ended.answer["aliases"] == ["candidate", "champion"]
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/week/mlflow.db")
-    assert len(client.search_model_versions("name='week'")) == 1
-    folder = f"{tmp_path}/runs/week/runs/{first.key[:12]}"
+    assert versions(f"sqlite:///{tmp_path}/runs/mlflow.db") == 1
+    folder = f"{tmp_path}/runs/runs/{first.key[:12]}"
     for name in ("report.json", "gate.json", "new_rows.json"):
         assert lasting(storage.read_json(f"{folder}/{name}")) == lasting(storage.read_json(first.path(name))), name
-    for name in ("predictions.parquet",):
-        assert storage.read_bytes(f"{folder}/{name}") == storage.read_bytes(first.path(name))
+    predictions = storage.read_bytes(f"{folder}/predictions.parquet")
+    assert predictions == storage.read_bytes(first.path("predictions.parquet"))
 
 
 def test_pins_survive_a_move(week: Week, tmp_path: Path) -> None:
