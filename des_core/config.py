@@ -647,6 +647,11 @@ def _for_cluster(config: Config, relative: dict[str, str], origin: str) -> Confi
             f"{origin}: storage.root is not set, and the pods of steps and workers must share it; "
             "give a path from / on their volume, or an address like s3://bucket/folder"
         )
+    if "://" in root and not config.registry.tracking_uri:
+        raise ConfigError(
+            f"{origin}: registry.tracking_uri is not set, and an SQLite file would go with its pod; "
+            "name an MLflow server, like http://mlflow:5000"
+        )
     if config.run.dir or "://" in root:
         return config
     return config.model_copy(update={"run": config.run.model_copy(update={"dir": root})})

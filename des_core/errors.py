@@ -34,6 +34,10 @@ class RegistryError(UserError):
     """MLflow cannot be reached, or has no such model."""
 
 
+class BusyError(DesError):
+    """Another run of the same name is at work; later it may go."""
+
+
 class WorkerError(DesError):
     """A worker died, froze or lost its peers."""
 

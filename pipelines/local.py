@@ -26,6 +26,7 @@ from components._tied import told_to_end
 from des_core import log, storage
 from des_core.config import Config
 from des_core.errors import DesError, UserError
+from des_core.release import lease
 
 EVENTS = ("step", "valid", "evaluate", "checkpoint", "resume", "warm_start", "job", "joined", "waiting", "deleted")
 """Workers' events, and those of the job that they are on a cluster."""
@@ -50,6 +51,7 @@ def run(config: Config, as_of: str, tell: Callable[[dict[str, str]], None]) -> d
 
     Raises:
         StepFailed: with the failed step's one line.
+        BusyError: another run of this name is at work.
     """
     folder = Path(config.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,13 +61,19 @@ def run(config: Config, as_of: str, tell: Callable[[dict[str, str]], None]) -> d
     log_path = folder / "run.log"
     with open(log_path, "w", encoding="utf-8") as file, Progress(QUIET_S) as progress:
         router = Router(file, progress, tell)
-        with told_to_end(), redirect_stdout(router), _interpreter(holder) as scratch:
-            finished = _run_dag(config, as_of, scratch)
-    try:
-        if not finished:
-            raise _failure(status, router, log_path)
-    finally:
-        storage.delete(status)
+        try:
+            with (
+                told_to_end(),
+                lease.held(config, holder, os.getpid()),
+                redirect_stdout(router),
+                _interpreter(holder) as scratch,
+            ):
+                finished = _run_dag(config, as_of, scratch)
+            if not finished:
+                raise _failure(status, router, log_path)
+        finally:
+            lease.release(config, holder)
+            storage.delete(status)
     return router.done
 
 

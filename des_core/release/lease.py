@@ -1,9 +1,11 @@
-"""One run of a name at a time: a lease in storage.root, renewed while a step runs.
+"""One run of a name at a time: a lease in storage.root, renewed while a run is at work.
 
     ROOT/lease-NAME.json    holder, host and process, expiry
 
-A holder that died where we can see it, a process of this host that is gone, holds nothing; any other lease ends when it
-expires. Object stores have no compare-and-swap through pyarrow.fs, so whoever writes reads again after a moment.
+A run of one process renews it all the time, so its lease is short; between two steps of a run on Kubeflow nobody does.
+A holder that died where we can see it, a process of this host that is gone, holds nothing. One of another host may have
+died too, as when a Job's pod is replaced: a lease that is short is waited for, and taken if nobody renewed it. Object
+stores have no compare-and-swap through pyarrow.fs, so whoever writes reads again after a moment.
 """
 
 from __future__ import annotations
@@ -15,17 +17,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import NoReturn
 
-from des_core import storage
+from des_core import log, storage
 from des_core.config import Config
 from des_core.contracts import Record
-from des_core.errors import UserError
+from des_core.errors import BusyError, DesError, UserError
 
-LASTS_S = 1800.0
-"""A lease ends this long after it was renewed last: time for the next step's pod to start."""
+PROCESS_S, PIPELINE_S = 90.0, 1800.0
+"""A lease ends this long after it was renewed last: one of a process, and of a pipeline whose next pod must start."""
 
-RENEW_S = 60.0
+RENEW_S = 20.0
 SETTLE_S = 0.2
+LOOK_S = 1.0
 
 
 class Lease(Record):
@@ -48,7 +52,8 @@ def take(config: Config, holder: str, pid: int = 0) -> None:
     """Take the lease, or renew it.
 
     Raises:
-        UserError: another run of this name holds it, or storage.root cannot be written.
+        BusyError: another run of this name holds it.
+        UserError: storage.root cannot be written.
     """
     try:
         _take(config, holder, pid)
@@ -62,15 +67,37 @@ def take(config: Config, holder: str, pid: int = 0) -> None:
 def _take(config: Config, holder: str, pid: int) -> None:
     uri = uri_of(config)
     there = _read(uri)
-    if there is None or there.holder != holder:
-        _refuse_held(config, there)
-    mine = Lease(holder=holder, host=socket.gethostname(), pid=pid, expires=round(time.time() + LASTS_S, 3))
-    mine.write(uri)
-    if there is None or there.holder != holder:
+    ours = there is not None and there.holder == holder
+    if not ours:
+        _outwait(config, there)
+    expires = round(time.time() + (PROCESS_S if pid else PIPELINE_S), 3)
+    Lease(holder=holder, host=socket.gethostname(), pid=pid, expires=expires).write(uri)
+    if not ours:
         time.sleep(SETTLE_S)
         now = _read(uri)
         if now is None or now.holder != holder:
-            _refuse_held(config, now)
+            _refuse(config, now)
+
+
+def _outwait(config: Config, there: Lease | None) -> None:
+    """Return once nobody holds the lease: at once, or when a short one has ended.
+
+    Raises:
+        BusyError: it is long, or was renewed.
+    """
+    told = False
+    while there is not None and there.expires > time.time() and not _dead(there):
+        alive = there.pid and there.host == socket.gethostname()
+        if alive or there.expires > time.time() + PROCESS_S:
+            _refuse(config, there)
+        if not told:
+            log.emit("wait", lease=uri_of(config), holder=there.holder, host=there.host)
+        told = True
+        time.sleep(LOOK_S)
+        now = _read(uri_of(config))
+        if now is not None and now.expires != there.expires:
+            _refuse(config, now)
+        there = now
 
 
 def release(config: Config, holder: str) -> None:
@@ -88,7 +115,11 @@ def held(config: Config, holder: str, pid: int = 0) -> Iterator[None]:
 
     def renew() -> None:
         while not done.wait(RENEW_S):
-            take(config, holder, pid)
+            try:
+                take(config, holder, pid)
+            except DesError as error:
+                # The work goes on: a registry that moved meanwhile refuses its end.
+                log.emit("lease", why=str(error))
 
     thread = threading.Thread(target=renew, daemon=True, name="lease")
     thread.start()
@@ -103,12 +134,11 @@ def _read(uri: str) -> Lease | None:
     return Lease.model_validate(storage.read_json(uri)) if storage.exists(uri) else None
 
 
-def _refuse_held(config: Config, lease: Lease | None) -> None:
-    if lease is None or lease.expires < time.time() or _dead(lease):
-        return
-    until = datetime.fromtimestamp(lease.expires, UTC).strftime("%H:%M:%S UTC")
-    raise UserError(
-        f"another run of {config.run.name} is at work ({lease.holder} on {lease.host}, at least until {until}); "
+def _refuse(config: Config, lease: Lease | None) -> NoReturn:
+    who = f"{lease.holder} on {lease.host}" if lease else "somebody"
+    until = datetime.fromtimestamp(lease.expires, UTC).strftime("%H:%M:%S UTC") if lease else "now"
+    raise BusyError(
+        f"another run of {config.run.name} is at work ({who}, at least until {until}); "
         f"wait for it, or, if it is gone, delete {uri_of(config)}"
     )
 

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -30,7 +31,7 @@ from des_core import storage
 from des_core.config import Config, load_config
 from des_core.contracts import FILE, ROW, TIME, Dataset, Reference
 from des_core.data.batches import Stream
-from des_core.errors import DataError, UserError
+from des_core.errors import BusyError, DataError, UserError
 from des_core.release import daily, lease, registry
 from des_core.run import Day, Run, reopen, under_root
 from tests.pipelines.test_local import DES, ROOT, Ended, des, start
@@ -353,18 +354,36 @@ def test_a_name_is_run_once_at_a_time(week: Week) -> None:
     lease.take(week.config, "somebody else")
     try:
         ended = des(week.folder, "run", "-c", "week.toml", "--as-of", DAYS[7])
-        assert ended.code == 2 and "another run of week is at work (somebody else on " in ended.error
+        assert ended.code == 1 and "another run of week is at work (somebody else on " in ended.error
     finally:
         lease.release(week.config, "somebody else")
+    assert not storage.exists(lease.uri_of(week.config))
+
+
+def test_a_lease_ends_with_its_holder(week: Week, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of this host that is gone holds nothing; one elsewhere is waited for, unless it renews."""
+    monkeypatch.setattr(lease, "LOOK_S", 0.05)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     lease.take(week.config, "killed", dead.pid)
-    lease.take(week.config, "mine")
+    lease.take(week.config, "mine", os.getpid())
     lease.release(week.config, "another's")
-    with pytest.raises(UserError, match="another run of week is at work"):
-        lease.take(week.config, "yours")
+    with pytest.raises(BusyError, match="another run of week is at work"):
+        lease.take(week.config, "yours", os.getpid())
     lease.release(week.config, "mine")
-    assert not storage.exists(lease.uri_of(week.config))
+    uri = lease.uri_of(week.config)
+    elsewhere = lease.Lease(holder="pod", host="elsewhere", pid=1, expires=time.time() + 0.5)
+    elsewhere.write(uri)
+    lease.take(week.config, "its successor", os.getpid())
+    lease.release(week.config, "its successor")
+    elsewhere.model_copy(update={"expires": time.time() + 60}).write(uri)
+    renewed = elsewhere.model_copy(update={"expires": time.time() + 61})
+    later = threading.Timer(0.3, lambda: renewed.write(uri))
+    later.start()
+    with pytest.raises(BusyError, match="pod on elsewhere"):
+        lease.take(week.config, "yours", os.getpid())
+    later.join()
+    storage.delete(uri)
 
 
 MEASURED = ("seconds", "samples_per_s", "peak_rss_mb", "exchange", "profile", "ms_per_step", "inputs", "checkpoint")
