@@ -78,7 +78,8 @@ def launch(role: Role, run: Run, resume: bool = False, profile: bool = False, mo
         error = json.loads(error_file.read_text()) if error_file.exists() else None
     if code or error:
         resumable = storage.exists(storage.join(run.checkpoints, "last.json"))
-        hint = "go on with: des train -c FILE --resume" if role == "train" and resumable else "start it again"
+        again = "des train -c FILE --resume" if run.day is None else f"des run -c FILE --as-of {run.day.as_of}"
+        hint = f"go on with: {again}" if role == "train" and resumable else "start it again"
         raise explain(error, Path(log_path).read_text(errors="replace"), f"at step {step}; see {log_path}; {hint}")
 
 
