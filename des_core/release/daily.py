@@ -174,6 +174,11 @@ def _start(config: Config, parent: registry.Parent | None) -> tuple[str, tuple[F
     if parent is None or not parent.checkpoint:
         return "", ()
     reference = under_root(config, parent.checkpoint)
+    if not storage.exists(reference.uri):
+        raise UserError(
+            f"{reference.uri}, from which version {parent.version} goes on, is gone; bring it back, "
+            f"or begin anew under another name: --set run.name={config.run.name}-2"
+        )
     shape = reference.read()["shape"]
     if any(json.loads(json.dumps(form)) != shape[key] for key, form in config.weights_form.items()):
         return "", ()
