@@ -64,7 +64,6 @@ transform = "standard"
 name = "fm"
 factors = 4
 [train]
-workers = 2
 batch = 256
 [optimizer.rows]
 learning_rate = 0.05
@@ -154,7 +153,7 @@ def week(tmp_path_factory: pytest.TempPathFactory, webhook: tuple[str, list[dict
         env=environment,
         capture_output=True,
         text=True,
-        timeout=480,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
