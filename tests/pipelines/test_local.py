@@ -127,7 +127,7 @@ def test_one_command_ends_with_a_registered_champion(folder: Path, first: Ended)
     assert first.answer["verdict"] == "accept"
     assert not first.answer["unchanged"]
     steps = [event for event in map(log.parse_event, first.lines) if event.get("event") == "done"]
-    assert [step["name"] for step in steps] == ["resolve", "ingest", "train", "evaluate", "gate", "register"]
+    assert [step["name"] for step in steps] == ["resolve", "ingest", "score", "train", "evaluate", "gate", "register"]
     assert len(first.lines) == len(steps) + 6, "one line per step, the summary, and the JSON"
     summary = "\n".join(first.lines)
     for word in ("version 1 (candidate, champion)", "test_auc=0.", "report.html", "mlflow_ui="):
@@ -403,7 +403,7 @@ def test_the_next_run_finishes_it_and_a_worse_model_is_registered_but_not_champi
     assert process.returncode == 0, text
     lines = [line for line in text.splitlines() if line.strip()]
     steps = [line.split()[0] for line in lines if re.match(r"\w+ +\d+\.\d s ", line)]
-    assert steps == ["resolve", "ingest", "train", "evaluate", "gate", "register"]
+    assert steps == ["resolve", "ingest", "score", "train", "evaluate", "gate", "register"]
     assert any(line.startswith("train ") and "loss" in line for line in lines), "the bar"
     assert lines[-5] == "model     small version 2 (candidate)"
     assert lines[-3].startswith("verdict   reject: AUC ")
