@@ -57,15 +57,16 @@ def exchanges(name: str) -> list[dict[str, str]]:
 def turns() -> list[tuple[str, dict[str, str], list[tuple[str, int]]]]:
     """Each model by each exchange, with precision and workers of each comparison.
 
-    What an exchange, an operator or a precision can do wrong shows on three and two workers. Slices and shards of other
-    sizes, or empty, are each operator's own law (test_operators.py): here every model sees them by one exchange.
+    What an exchange or an operator can do wrong shows on three workers. Slices and shards of other sizes, or empty, are
+    each operator's own law (test_operators.py): here every model sees them, and fp32, by one exchange.
     """
     cases = []
     for number, name in enumerate(MODELS):
         hows = exchanges(name)
         for how in hows:
             more = [("fp64", 2), ("fp64", 4), ("fp64", 7)] if how == hows[number % len(hows)] else []
-            cases.append((name, how, [("fp64", 3), ("fp32", 2), *more]))
+            more += [("fp32", 2)] if how == hows[(number + 1) % len(hows)] else []
+            cases.append((name, how, [("fp64", 3), *more]))
     return cases
 
 
@@ -97,10 +98,10 @@ def test_workers_do_not_change_the_model(
         assert np.all(np.abs(a - b) <= BOUNDS[precision] * (1 + np.abs(b))), (workers, precision, np.abs(a - b).max())
 
 
-def test_every_exchange_is_seen_on_every_number_of_workers() -> None:
+def test_every_exchange_is_seen_on_every_number_of_workers_and_in_both_precisions() -> None:
     kinds = {str(how) for _, how, _ in turns()}
-    for workers in (2, 3, 4, 7):
-        seen = [str(how) for _, how, comparisons in turns() if ("fp64", workers) in comparisons]
+    for comparison in (("fp64", 2), ("fp64", 3), ("fp64", 4), ("fp64", 7), ("fp32", 2)):
+        seen = [str(how) for _, how, comparisons in turns() if comparison in comparisons]
         assert {kind for kind in kinds if seen.count(kind) >= 2} == kinds
 
 
