@@ -65,7 +65,7 @@ def turns() -> list[tuple[str, dict[str, str], list[tuple[str, int]]]]:
         hows = exchanges(name)
         for how in hows:
             more = [("fp64", 2), ("fp64", 4), ("fp64", 7)] if how == hows[number % len(hows)] else []
-            more += [("fp32", 2)] if how == hows[(number + 1) % len(hows)] else []
+            more += [("fp32", 2)] if how == hows[(number + 3) % len(hows)] else []
             cases.append((name, how, [("fp64", 3), *more]))
     return cases
 
