@@ -293,15 +293,16 @@ def settled(config: Config, as_of: str = "") -> Run | None:
 
 def _known_day(config: Config, as_of: str) -> Run | None:
     """The day's run, if its logs are ingested as they are now and it was pinned."""
-    from des_core.data import parts, paths, sources
+    from des_core.data import digests, parts, sources
     from des_core.release import daily
 
     root = features_uri(config).rpartition("/")[0]
-    sides = tuple(paths.digest_of(join.path) for join in sources.source_of(config).join)
+    known = digests.Digests(config.storage.root)
+    sides = known.of(join.path for join in sources.source_of(config).join)
     found: dict[str, PartManifest] = {}
     for day, files in daily.closed(config, as_of).items():
         part = parts.whole_part(root, day)
-        made_of = (*map(paths.digest_of, files), *sides)
+        made_of = (*known.of(files), *sides)
         if part is None or (part.spec, part.sources) != (config.features_digest, made_of):
             return None
         found[day] = part
@@ -316,7 +317,7 @@ def headline(report: dict[str, Any]) -> dict[str, Any]:
 
 def _ingested(config: Config) -> bool:
     """Whether the feature store is made of this config and the raw files as they are now."""
-    from des_core.data import features, parts, paths, sources
+    from des_core.data import digests, features, parts, sources
 
     uri = features_uri(config)
     if not storage.exists(uri):
@@ -325,11 +326,12 @@ def _ingested(config: Config) -> bool:
     files = features.source_files(config)
     if not all(storage.exists(file) for part in files.values() for file in part):
         return False
-    sides = [paths.digest_of(join.path) for join in sources.source_of(config).join]
-    wanted = {(*map(paths.digest_of, part), *sides) for part in files.values()}
+    known = digests.Digests(config.storage.root)
+    sides = known.of(join.path for join in sources.source_of(config).join)
+    wanted = {(*known.of(part), *sides) for part in files.values()}
     manifests = [parts.whole_part(root, name) for name in dataset.parts]
     made = {(part.spec, part.sources) for part in manifests if part is not None}
-    return made == {(config.features_digest, digests) for digests in wanted} and None not in manifests
+    return made == {(config.features_digest, sources_) for sources_ in wanted} and None not in manifests
 
 
 def _trained(run: Run) -> bool:

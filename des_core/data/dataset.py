@@ -141,7 +141,7 @@ def remove_stale(root: str, dataset: Dataset, everything: bool) -> None:
             _clean_part(root, name, dataset)
         elif name.startswith(".scratch-") and everything:
             storage.delete(folder)
-        elif name != "manifest.json" and (everything or whole_part(root, name) is not None):
+        elif not name.endswith(".json") and (everything or whole_part(root, name) is not None):
             inside = storage.list_folder(folder)
             if inside and all(_OURS.fullmatch(file) for file in inside):
                 storage.delete(folder)

@@ -28,6 +28,7 @@ from des_core import log, storage
 from des_core.config import Config, SourceConfig
 from des_core.contracts import FILE, GROUP, LABEL, ROW, TIME, Part
 from des_core.data.dataset import stored_dataset
+from des_core.data.digests import Digests
 from des_core.data.encoding import encode_checked, fields_of, specs_of
 from des_core.data.hashing import Array, hash_values, splitmix64
 from des_core.data.joins import Side, load_sides
@@ -35,7 +36,6 @@ from des_core.data.labels import Faults
 from des_core.data.order import Sorter
 from des_core.data.parsing import day_bounds, days_of
 from des_core.data.parts import PartManifest, manifest_uri, whole_part, write_rows
-from des_core.data.paths import digest_of
 from des_core.data.sketches import Sketching
 from des_core.data.sources import Chunk, read
 from des_core.data.splits import likely_train_rows, order_of
@@ -65,11 +65,13 @@ class Ingestion:
         self.spec = config.features_digest
         self.specs = specs_of(fields_of(config))
         self._sides: tuple[Side, ...] | None = None
-        self._side_digests = [digest_of(join.path) for join in source.join]
+        self._digests = Digests(config.storage.root)
+        self._side_digests = self._digests.of(join.path for join in source.join)
 
     def parts(self, job: Job) -> dict[str, PartManifest]:
         """The parts of a job: those that are there, if nothing has changed, or else new ones."""
-        sources = (*(digest_of(path) for path in job.files), *self._side_digests)
+        sources = (*self._digests.of(job.files), *self._side_digests)
+        self._digests.keep()
         names = [job.part]
         if not job.part:
             dataset = stored_dataset(self.root)

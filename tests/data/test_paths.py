@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
+from des_core.data import digests
+from des_core.data.digests import Digests
 from des_core.data.paths import days_of_paths, digest_of, files_of
 from des_core.errors import DataError
 
@@ -103,3 +107,24 @@ def test_digest_is_of_the_bytes_as_they_lie(logs: Path) -> None:
         assert digest_of(str(logs / name)) == hashlib.sha256(name.encode()).hexdigest()
     with pytest.raises(DataError, match="no such file"):
         digest_of(str(logs / "gone.csv"))
+
+
+def test_what_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A digest is kept by size and time of change; a file changed just now is always read."""
+    log = tmp_path / "a.csv"
+    log.write_text("one")
+    read: list[str] = []
+    monkeypatch.setattr(digests, "digest_of", lambda path: read.append(path) or digest_of(path))
+
+    def ask() -> str:
+        known = Digests(str(tmp_path / "root"))
+        (found,) = known.of([str(log)])
+        known.keep()
+        return found
+
+    one, two = (hashlib.sha256(text).hexdigest() for text in (b"one", b"two"))
+    assert [ask(), ask()] == [one, one] and len(read) == 2, "it may change within the clock's step"
+    for text, changed, sha256, reads in (("one", 1e9, one, 3), ("one", 1e9, one, 3), ("two", 1.1e9, two, 4)):
+        log.write_text(text)
+        os.utime(log, (changed, changed))
+        assert (ask(), len(read)) == (sha256, reads)
