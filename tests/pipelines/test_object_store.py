@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from components import _stages
 from des_core import storage
-from des_core.config import load_config
+from des_core.config import Config, load_config
+from des_core.contracts import Reference
+from des_core.data import synthetic
 from des_core.release import registry
-from tests.pipelines.test_local import des
+from des_core.run import Run, reopen
+
+DAYS = ("2026-01-01", "2026-01-02")
 
 TOML = """
 [run]
@@ -37,22 +42,31 @@ max_ne = 10
 """
 
 
+def play(config: Config, day: str) -> Run:
+    """All steps of a day, in this process but for the workers."""
+    assert _stages.resolve(config, day).reference == day
+    run = reopen(config, Reference.parse(_stages.ingest_and_pin(config, day).reference))
+    for step in (_stages.score, _stages.train, _stages.evaluate, _stages.gate, _stages.register):
+        assert not step(run).unchanged, step.__name__
+    return run
+
+
 def test_two_days_on_s3(bucket: str, tmp_path: Path) -> None:
     """The second day goes on from the first; weights above embed_limit stay in the bucket, and score from there."""
-    assert des(tmp_path, "generate", "--out", "logs", "--days", "2", "--rows-per-day", "1500").code == 0
-    for day in ("2026-01-01", "2026-01-02"):
-        log = (tmp_path / f"logs/{day}.csv").read_bytes()
-        storage.write_bytes(f"{bucket}/logs of a shop/{day}.csv", log)
+    for day, log in zip(DAYS, synthetic.generate(str(tmp_path / "logs"), 2, 1500, 0), strict=True):
+        storage.write_bytes(f"{bucket}/logs of a shop/{day}.csv", Path(log).read_bytes())
         storage.write_bytes(f"{bucket}/logs of a shop/{day}/_SUCCESS", b"")
     (tmp_path / "shop.toml").write_text(TOML.format(bucket=bucket))
-    ended = des(tmp_path, "run", "-c", "shop.toml", "--from", "2026-01-01", "--to", "2026-01-02")
-    assert ended.code == 0, ended.error
-    first, second = ended.answer["days"]
-    assert (first["verdict"], second["verdict"], second["parent"]) == ("accept", "accept", "1")
-    config = load_config(tmp_path / "shop.toml", (f"run.dir={tmp_path}/runs/shop",))
+    config = load_config(tmp_path / "shop.toml", (f"run.dir={tmp_path}/runs",))
     assert config.storage.root == f"{bucket}/des"
-    assert {"checkpoints", "days", "features", "runs", "report.html"} <= set(storage.list_folder(f"{bucket}/des"))
-    local = {path.name for path in (tmp_path / "runs" / "shop").iterdir()}
-    assert local <= {"mlflow.db", "artifacts", "pipeline", "run.log", "train.log", "evaluate.log"}, local
+    first, second = (play(config, day) for day in DAYS)
+    assert first.day is not None and second.day is not None
+    assert (first.day.champion, second.day.champion) == ("", "1") and second.champion_checkpoint is not None
+    assert storage.read_json(second.path("new_rows.json"))["samples"] == 1650
     parent = registry.parent(config)
     assert parent is not None and parent.version == "2" and parent.checkpoint.startswith("checkpoints/")
+    assert {"checkpoints", "days", "features", "runs", "report.html"} <= set(storage.list_folder(f"{bucket}/des"))
+    local = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert local <= {"mlflow.db", "artifacts", "train.log", "evaluate.log"}, local
+    again = _stages.settled(config, DAYS[1])
+    assert again is not None and again.key == second.key
