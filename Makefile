@@ -29,6 +29,8 @@ $(STAMP): requirements.lock pyproject.toml
 		{ echo "DES needs Python 3.11 or 3.12 with venv; name one: make install PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --no-compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
+	@# On all cores, where pip would use one; a template that is no Python is no matter.
+	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
