@@ -387,9 +387,10 @@ def test_a_lease_ends_with_its_holder(week: Week, monkeypatch: pytest.MonkeyPatc
 
 MEASURED = (
     *("seconds", "samples_per_s", "peak_rss_mb", "exchange", "profile", "ms_per_step"),
-    *("inputs", "checkpoint", "reference"),
+    *("inputs", "checkpoint", "reference", "table"),
 )
-"""What a clock or this machine decides, and references of files that hold such or lie elsewhere."""
+"""What a clock or this machine decides, references of files that hold such or lie elsewhere, and the table's growth,
+which may know the next batch already."""
 
 
 def lasting(value: Any) -> Any:
@@ -420,6 +421,8 @@ def test_killed_after_every_step_it_ends_the_same(week: Week, tmp_path: Path) ->
     folder = f"{tmp_path}/runs/runs/{first.key[:12]}"
     for name in ("report.json", "gate.json", "new_rows.json"):
         assert lasting(storage.read_json(f"{folder}/{name}")) == lasting(storage.read_json(first.path(name))), name
+    sizes = [storage.read_json(f"{place}/report.json")["table"][-1] for place in (folder, first.folder)]
+    assert sizes[0] == sizes[1]
     predictions = storage.read_bytes(f"{folder}/predictions.parquet")
     assert predictions == storage.read_bytes(first.path("predictions.parquet"))
 
