@@ -212,30 +212,54 @@ def _wait(jobs: Jobs, job: Job, cluster: ClusterConfig, story: _Story) -> State:
         WorkerError: it took too long, and was deleted.
     """
     before, last = State("waiting"), time.monotonic()
-    spent_s = {"queued": 0.0, "active": 0.0, "trouble": 0.0}
+    spent_s = {"queued": 0.0, "active": 0.0, "passing": 0.0, "lasting": 0.0}
     told = -TELL_S
     for state in jobs.watch(job):
         now = time.monotonic()
         passed_s, last = now - last, now
         spent_s["queued" if before.phase == "queued" else "active"] += passed_s
-        same = (
-            state.trouble is not None and before.trouble is not None and state.trouble.reason == before.trouble.reason
-        )
-        spent_s["trouble"] = spent_s["trouble"] + passed_s if same else 0.0
+        _add_trouble(spent_s, before, state, passed_s)
         if state.ended:
             return state
-        if state.phase != before.phase or not same:
+        if state.phase != before.phase or _name(state) != _name(before):
             told = -TELL_S
         before = state
         waits = _waits(job, state, spent_s)
         if waits and now - told >= TELL_S:
             told = now
-            log.emit("waiting", job=job.name, why=waits)
+            log.emit("waiting", job=job.name, why=waits, limit_s=round(_limit_s(state, cluster)))
         over = _over(job, state, cluster, spent_s)
         if over:
             jobs.delete(job)
             raise WorkerError(f"job {job.name} {over}; {story.further}" if over.startswith("ran") else over)
     raise WorkerError(f"job {job.name} is no longer watched; {story.further}")
+
+
+def _add_trouble(spent_s: dict[str, float], before: State, state: State, passed_s: float) -> None:
+    """Add the time since the state before to what pods have spent in trouble.
+
+    One lasting trouble goes by several names in turn (ErrImagePull, ImagePullBackOff), so its time adds up until the
+    pods run; one that passes begins anew each time.
+    """
+    if before.trouble is not None:
+        spent_s["lasting" if before.trouble.lasting else "passing"] += passed_s
+    if state.trouble is None or state.trouble.lasting:
+        spent_s["passing"] = 0.0
+    if state.trouble is None and state.phase == "running" and not state.said:
+        spent_s["lasting"] = 0.0
+
+
+def _name(state: State) -> str:
+    """What a trouble is told by: a lasting one may change its reason every few seconds."""
+    if state.trouble is None:
+        return ""
+    return "lasting" if state.trouble.lasting else state.trouble.reason
+
+
+def _limit_s(state: State, cluster: ClusterConfig) -> float:
+    """Seconds after which a job that waits for this is given up."""
+    lasting = state.phase != "queued" and state.trouble is not None and state.trouble.lasting
+    return min(STUCK_S, cluster.queue_timeout_s) if lasting else cluster.queue_timeout_s
 
 
 def _waits(job: Job, state: State, spent_s: dict[str, float]) -> str:
@@ -255,10 +279,11 @@ def _over(job: Job, state: State, cluster: ClusterConfig, spent_s: dict[str, flo
             f"job {job.name} was deleted after waiting in queue {job.queue} for {spent_s['queued']:.0f} s "
             f"(cluster.queue_timeout_s = {limit_s:g}); raise it, or ask the queue's owner for room"
         )
-    if trouble and spent_s["trouble"] > (min(STUCK_S, limit_s) if trouble.lasting else limit_s):
+    in_trouble_s = spent_s["lasting" if trouble and trouble.lasting else "passing"]
+    if trouble and in_trouble_s > _limit_s(state, cluster):
         held = f" (its volume can be mounted on node {job.node} only)" if job.node else ""
         return (
-            f"job {job.name} was deleted: its pods could not start for {spent_s['trouble']:.0f} s: {trouble}{held}; "
+            f"job {job.name} was deleted: its pods could not start for {in_trouble_s:.0f} s: {trouble}{held}; "
             "ask for less in [cluster] cpu, memory, gpus or nodes, or mend what it names"
         )
     if state.phase != "queued" and spent_s["active"] > cluster.deadline_s + LATE_S:

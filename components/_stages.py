@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from components._launch import launch
-from des_core import log, storage
+from des_core import log, remote, storage
 from des_core.config import Config
 from des_core.contracts import Dataset, Reference
 from des_core.errors import ConfigError, DataError, StorageError, UserError
@@ -76,7 +76,7 @@ def resolve(config: Config, as_of: str = "") -> Done:
         config.check_slices({field.name: field.kind for field in features.fields_of(config)})
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    tracking.check(config.registry.tracking_uri)
+    tracking.check(config.registry.tracking_uri, config.registry.wait_s or remote.patience_s())
     what = f"{config.model.name} on {_count(config.train.workers, 'worker')}"
     if as_of:
         return _resolve_day(config, as_of, what)

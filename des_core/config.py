@@ -371,6 +371,9 @@ class RegistryConfig(Section):
     """Where models are registered."""
 
     tracking_uri: str = Field("", description="MLflow tracking address; empty: SQLite mlflow.db in run.dir.")
+    wait_s: NonNegative = Field(
+        0.0, description="Seconds to wait for an MLflow that does not answer yet; 0: 300 in a pod, 10 elsewhere."
+    )
     embed_limit: int = Field(
         2 << 30, ge=0, description="Bytes of weights above which the model refers to storage.root instead."
     )

@@ -31,11 +31,15 @@ class CheckpointError(UserError):
 
 
 class RegistryError(UserError):
-    """MLflow cannot be reached, or has no such model."""
+    """MLflow refuses, or has no such model."""
 
 
 class BusyError(DesError):
     """Another run of the same name is at work; later it may go."""
+
+
+class UnavailableError(DesError):
+    """A server that did not answer for as long as it may be waited for; it may answer later."""
 
 
 class WorkerError(DesError):

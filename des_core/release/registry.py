@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 
 import des_core
-from des_core import storage
+from des_core import remote, storage
 from des_core.config import Config, without_passwords
 from des_core.contracts import Record, Reference
 from des_core.errors import RegistryError
@@ -104,7 +105,7 @@ class Parent(NamedTuple):
 
 def champion(config: Config, into: str) -> Found | None:
     """The champion of the run's name, or None; a remote artifact is downloaded into the folder ``into``."""
-    if not tracking.has_database(config.registry.tracking_uri):
+    if not tracking.has_database(config.registry.tracking_uri, _wait_s(config)):
         return None
     with _client(config.registry.tracking_uri) as client:
         version = _aliased(client, config.run.name, "champion")
@@ -117,7 +118,7 @@ def parent(config: Config) -> Parent | None:
     Raises:
         RegistryError: its tags are not as we write them.
     """
-    if not tracking.has_database(config.registry.tracking_uri):
+    if not tracking.has_database(config.registry.tracking_uri, _wait_s(config)):
         return None
     with _client(config.registry.tracking_uri) as client:
         version = _aliased(client, config.run.name, "champion")
@@ -139,7 +140,7 @@ def parent(config: Config) -> Parent | None:
 def standing(run: Run) -> Standing:
     """The champion of the run's name, and the run's own version and aliases, as far as there are any."""
     name = run.config.run.name
-    if not tracking.has_database(run.config.registry.tracking_uri):
+    if not tracking.has_database(run.config.registry.tracking_uri, _wait_s(run.config)):
         return Standing("", "", ())
     with _client(run.config.registry.tracking_uri) as client:
         champion, own = _aliased(client, name, "champion"), _of_run(client, run)
@@ -157,6 +158,11 @@ def parts_of(model_uri: str) -> tuple[str, str, str]:
     if not match:
         raise RegistryError(f"{model_uri}: write a model as models:/NAME@ALIAS or models:/NAME/VERSION")
     return match[1], match[2] or "", match[3] or ""
+
+
+def _wait_s(config: Config) -> float:
+    """Seconds that a registry is waited for."""
+    return config.registry.wait_s or remote.patience_s()
 
 
 def resolve(model_uri: str, tracking_uri: str) -> str:
@@ -222,9 +228,20 @@ def register(run: Run, verdict: Verdict, export: Callable[[Run], tuple[str, pa.T
 
     ``export`` gives the folder of the exported model and a few raw records; it is called for a new version only.
 
+    A registry that stops answering half-way is waited for (``registry.wait_s``), and what was begun there is begun
+    again: a run has one version, however often it is tried.
+
     Raises:
         RegistryError: another version became champion since the gate compared.
+        UnavailableError: the registry did not answer in that time.
     """
+    uri = run.config.registry.tracking_uri
+    ask = partial(_register, run, verdict, export)
+    return remote.wait_for(f"MLflow at {without_passwords(uri)}", ask, _wait_s(run.config))
+
+
+def _register(run: Run, verdict: Verdict, export: Callable[[Run], tuple[str, pa.Table]]) -> tuple[Reference, bool]:
+    """One attempt of ``register``."""
     config = run.config
     with _client(config.registry.tracking_uri) as client:
         version = _of_run(client, run)
@@ -237,8 +254,8 @@ def register(run: Run, verdict: Verdict, export: Callable[[Run], tuple[str, pa.T
             version = _of_run(client, run) or made
             if str(version.version) != str(made.version):
                 client.delete_model_version(made.name, made.version)
-                client.delete_run(mlflow_run)
                 adopted = True
+            _drop_leftovers(client, run, version)
         if version.tags.get("des.complete") != "true":
             version = _set_aliases(client, version)
         record = Registered(
@@ -263,6 +280,7 @@ def _client(uri: str) -> Iterator[MlflowClient]:
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"),
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "30"),
     ):
         os.environ.setdefault(key, value)
     chatter = io.StringIO()
@@ -280,18 +298,49 @@ def _client(uri: str) -> Iterator[MlflowClient]:
         try:
             yield mlflow.MlflowClient(uri, uri)
         except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
+            if _passes(uri, error):
+                raise tracking.unavailable(uri, error) from None
             line = " ".join(str(error).replace(uri, without_passwords(uri)).split())[:300]
             raise RegistryError(f"MLflow at {without_passwords(uri)} refused: {line}") from None
 
 
+def _passes(uri: str, error: Exception) -> bool:
+    """Whether a registry that failed so may answer later.
+
+    A server's 404 whose body is not MLflow's own comes from a proxy before it.
+    """
+    from mlflow.exceptions import MlflowException, RestException
+    from sqlalchemy.exc import OperationalError
+
+    if uri.startswith("sqlite:"):
+        return "database is locked" in str(error)
+    if isinstance(error, OperationalError):
+        return True
+    if not isinstance(error, MlflowException):
+        return remote.passing(error)
+    status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+    if not uri.startswith("http"):
+        return error.error_code == "TEMPORARILY_UNAVAILABLE" or remote.passing(error)
+    foreign = status == 404 and not isinstance(error, RestException)
+    return foreign or status in remote.PASSING_STATUSES or remote.passing(error)
+
+
+def _is_absent(error: Exception) -> bool:
+    """Whether MLflow itself says that there is no such thing; it has a different error for each kind."""
+    from mlflow.exceptions import MlflowException
+
+    known = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+    return isinstance(error, MlflowException) and error.error_code in known
+
+
 def _aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
-    """The version an alias points at; a missing name or alias is None (MLflow has a different error for each)."""
+    """The version an alias points at; a missing name or alias is None."""
     from mlflow.exceptions import MlflowException
 
     try:
         return client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
-        if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+        if _is_absent(error):
             return None
         raise
 
@@ -302,7 +351,7 @@ def _numbered(client: MlflowClient, name: str, number: str) -> ModelVersion | No
     try:
         return client.get_model_version(name, number)
     except MlflowException as error:
-        if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+        if _is_absent(error):
             return None
         raise
 
@@ -392,6 +441,13 @@ def _log(client: MlflowClient, run: Run, verdict: Verdict, artifact: str, exampl
         _log_numbers(client, active.info.run_id, run.config, report, verdict)
         _log_pages(client, active.info.run_id, run)
     return info.model_uri, active.info.run_id
+
+
+def _drop_leftovers(client: MlflowClient, run: Run, version: ModelVersion) -> None:
+    """Delete the MLflow runs that attempts to register this run have left without a version."""
+    for left in client.search_runs([_experiment(client, run.config)], f"tags.`des.run_key` = '{run.key}'"):
+        if left.info.run_id != version.run_id:
+            client.delete_run(left.info.run_id)
 
 
 @contextmanager

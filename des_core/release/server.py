@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from des_core import log
-from des_core.errors import DataError, DesError, RegistryError, UserError
+from des_core.errors import DataError, DesError, RegistryError, UnavailableError, UserError
 from des_core.release import monitor, payload, registry
 from des_core.release.serving import Scored, Scorer, scoring_app
 
@@ -133,7 +133,7 @@ class Replica:
         """One look at the registry, and what follows from it."""
         try:
             version = registry.resolve(self.model_uri, self.tracking_uri)
-        except RegistryError as error:
+        except (RegistryError, UnavailableError) as error:
             self.monitor.registry_up = False
             self._trouble("registry_trouble", str(error))
             return

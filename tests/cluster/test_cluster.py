@@ -202,13 +202,11 @@ def first(like: Object) -> str:
 
     def ended() -> str | None:
         status = json.loads(kubectl("get", "job", "des-run", "-o", "json"))["status"]
-        return next((one["type"] for one in status.get("conditions", []) if one["status"] == "True"), None)
+        # SuccessCriteriaMet stands before Complete since Kubernetes 1.31.
+        true = {one["type"] for one in status.get("conditions", []) if one["status"] == "True"}
+        return next((kind for kind in ("Complete", "Failed") if kind in true), None)
 
-    def over() -> str | None:
-        kind = ended()
-        return kind if kind in ("Complete", "Failed") else None
-
-    kind = until("des-run has ended", RUN_S, over)
+    kind = until("des-run has ended", RUN_S, ended)
     log = kubectl("logs", "-l", "job-name=des-run", "--tail=-1")
     assert kind == "Complete", log
     return log

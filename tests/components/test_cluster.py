@@ -231,7 +231,7 @@ def test_time_in_a_queue_does_not_count_against_the_deadline(tmp_path: Path, mon
 
 
 def test_trouble_that_lasts_ends_the_wait_and_passing_trouble_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(_cluster, "STUCK_S", 0.2)
     run = untrained(tmp_path)
@@ -239,6 +239,13 @@ def test_trouble_that_lasts_ends_the_wait_and_passing_trouble_does_not(
     error, jobs = failure(run, *[image] * 40)
     assert re.search(r"pods could not start for \d+ s: ImagePullBackOff: x-worker-0: no such image; ask", str(error))
     assert len(jobs.deleted) == 1
+    # The kubelet alternates between two reasons, with nothing to complain of in between.
+    pulls = State("waiting", trouble=Trouble("ErrImagePull", "x-worker-0: no such image", True))
+    error, jobs = failure(run, *[image, pulls, State("waiting")] * 20)
+    assert re.search(r"pods could not start for \d+ s: (ImagePullBackOff|ErrImagePull): x-worker-0", str(error))
+    assert len(jobs.deleted) == 1
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("event=waiting")]
+    assert all("limit_s=0" in line for line in said) and 2 <= len(said) < 50
     full = State("waiting", trouble=Trouble("Unschedulable", "0/1 nodes", False))
     passing = Scripted(*[full] * 30, State("running"), State("succeeded"), result=trained(run))
     _cluster.launch("train", run, jobs=passing)

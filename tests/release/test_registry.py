@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -11,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +23,7 @@ import yaml
 
 from des_core import log, storage
 from des_core.contracts import Reference
-from des_core.errors import RegistryError
+from des_core.errors import RegistryError, UnavailableError
 from des_core.release import lineage, prediction, registry, tracking
 from des_core.release.gate import Verdict
 from des_core.run import Day, Run
@@ -444,6 +447,7 @@ def test_a_database_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
 def silent_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A port where somebody takes calls and never answers."""
     monkeypatch.setattr(tracking, "CONNECT_S", 0.3)
+    monkeypatch.setattr(tracking, "API_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
@@ -457,33 +461,153 @@ def closed_port() -> int:
 def test_a_server_that_is_down_is_named_in_time(scheme: str) -> None:
     uri = f"{scheme}://somebody:secret@127.0.0.1:{closed_port()}/base"
     start = time.monotonic()
-    with pytest.raises(RegistryError, match=r"MLflow at .*127.0.0.1:\d+/base cannot be reached") as caught:
+    with pytest.raises(UnavailableError, match=r"MLflow at .*127.0.0.1:\d+/base cannot be reached") as caught:
         tracking.check(uri)
     assert "secret" not in str(caught.value)
     assert time.monotonic() - start < 15
 
 
 def test_a_server_that_never_answers_is_named_in_time(silent_port: int) -> None:
-    with pytest.raises(RegistryError, match="cannot be reached"):
+    with pytest.raises(UnavailableError, match="cannot be reached"):
         tracking.check(f"http://127.0.0.1:{silent_port}")
 
 
-def test_any_answer_is_an_answer() -> None:
+@contextmanager
+def answering(*answers: tuple[int, bytes]) -> Iterator[tuple[str, list[Any]]]:
+    """Address of a server that gives these answers in turn, the last one for ever, and the requests it got."""
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
-    class Refusing(BaseHTTPRequestHandler):
+    left, asked = list(answers), []
+
+    class Scripted(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_error(403)
+            asked.append((self.path, self.headers.get("Authorization")))
+            status, body = left.pop(0) if len(left) > 1 else left[0]
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
         def log_message(self, *words: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+    with HTTPServer(("127.0.0.1", 0), Scripted) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        tracking.check(f"http://127.0.0.1:{server.server_port}")
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+MLFLOWS_OWN = b'{"error_code": "ENDPOINT_NOT_FOUND", "message": "no such endpoint"}'
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "passes"),
+    [
+        (200, b"{}", False),
+        (401, b"", False),
+        (403, b"Invalid Host header", False),
+        (404, MLFLOWS_OWN, False),
+        (404, b"", True),
+        (404, b"default backend - 404", True),
+        (429, b"", True),
+        (500, b"", True),
+        (502, b"<html>Bad Gateway", True),
+        (503, b"no endpoints", True),
+        (504, b"", True),
+    ],
+)
+def test_an_answer_of_mlflow_is_an_answer_and_a_proxys_is_waited_for(status: int, body: bytes, passes: bool) -> None:
+    with answering((status, body)) as (uri, asked):
+        if passes:
+            with pytest.raises(UnavailableError, match=rf"cannot be reached \(HTTP {status}"):
+                tracking.check(uri)
+        else:
+            tracking.check(uri)
+    assert [path.partition("?")[0] for path, _ in asked] == ["/api/2.0/mlflow/experiments/search"]
+    with answering((status, body), (200, b"{}")) as (uri, asked):
+        tracking.check(uri, wait_s=5.0)
+    assert len(asked) == 1 + passes
+
+
+def test_a_user_and_a_password_in_an_address_are_sent(capfd: pytest.CaptureFixture[str]) -> None:
+    with answering((200, b"{}")) as (uri, asked):
+        tracking.check(uri.replace("://", "://ann:p%40ss@"))
+    assert asked[0][1] == "Basic " + base64.b64encode(b"ann:p@ss").decode()
+
+
+class Link:
+    """A way to a server that can be cut."""
+
+    def __init__(self, port: int) -> None:
+        self._target, self.open = port, True
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self._pairs: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self, seconds: float) -> None:
+        """Break all connections and refuse new ones for a while."""
+        self.open = False
+        for one in self._pairs:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        threading.Timer(seconds, lambda: setattr(self, "open", True)).start()
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._server.accept()
+            if not self.open:
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self._target))
+            self._pairs += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _copy(one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(1 << 16):
+                other.sendall(data)
+        with contextlib.suppress(OSError):
+            other.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_registry_that_goes_away_while_registering_is_waited_for(
+    tmp_path: Path, postgres: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    port = int(postgres.rpartition(":")[2].partition("/")[0])
+    link = Link(port)
+    uri = postgres.replace(f":{port}/", f":{link.port}/")
+    line = Line(tmp_path, ("run.name=patient", "registry.wait_s=60", f"registry.tracking_uri={uri}"))
+    run = line.whole()
+    ACCEPT.write(run.path("gate.json"))
+    cuts = [2.0]
+
+    def cut(run: Run) -> tuple[str, pa.Table]:
+        if cuts:
+            link.cut(cuts.pop())
+        return export(run)
+
+    reference, adopted = registry.register(run, ACCEPT, cut)
+    assert not adopted and not cuts
+    assert registry.Registered.load(reference).version == "1"
+    assert "event=waiting" in capfd.readouterr().err
+    with registry._client(uri) as client:
+        (version,) = client.search_model_versions("name='patient'")
+        experiment = client.get_experiment_by_name("patient")
+        (kept,) = client.search_runs([experiment.experiment_id])
+        assert version.run_id == kept.info.run_id, "a half-made run does not stay"
+    # Not in the time that it was given.
+    (tmp_path / "late").mkdir()
+    late = Line(tmp_path / "late", ("run.name=hasty", "registry.wait_s=1", f"registry.tracking_uri={uri}"))
+    link.cut(5.0)
+    with pytest.raises(UnavailableError, match="cannot be reached"):
+        registry.register(late.whole(), ACCEPT, export)
 
 
 def test_a_model_is_looked_up_where_the_config_or_the_environment_says(
