@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from des_core.addresses import sqlite_address
 from des_core.contracts import WEIGHT
 from des_core.document import apply_override, explain, read_document
 from des_core.errors import ConfigError
@@ -627,7 +628,7 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = (), in_pods: bool
             "run": config.run.model_copy(update={"dir": run_dir}),
             "storage": StorageConfig(root=config.storage.root or run_dir),
             "registry": config.registry.model_copy(
-                update={"tracking_uri": config.registry.tracking_uri or f"sqlite:///{run_dir}/mlflow.db"}
+                update={"tracking_uri": config.registry.tracking_uri or sqlite_address(f"{run_dir}/mlflow.db")}
             ),
         }
     )

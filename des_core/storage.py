@@ -100,6 +100,16 @@ def exists(uri: str) -> bool:
         return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
+def same(uri: str, other: str) -> bool:
+    """Whether two addresses mean one file, by links too."""
+    (filesystem, path), (others, there) = resolve(uri), resolve(other)
+    if not (isinstance(filesystem, pafs.LocalFileSystem) and isinstance(others, pafs.LocalFileSystem)):
+        return type(filesystem) is type(others) and path == there
+    if os.path.exists(path) and os.path.exists(there):
+        return os.path.samefile(path, there)
+    return os.path.realpath(path) == os.path.realpath(there)
+
+
 def list_folder(uri: str) -> list[str]:
     """Names directly under a folder, sorted; empty if there is no such folder."""
     filesystem, path = resolve(uri)

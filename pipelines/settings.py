@@ -24,6 +24,7 @@ from kfp.dsl.graph_component import GraphComponent
 from kfp.dsl.pipeline_context import Pipeline
 
 from components._step import IMAGE
+from des_core.addresses import sqlite_path
 from des_core.config import Config
 from des_core.errors import ConfigError
 
@@ -164,7 +165,7 @@ def _size(task: dsl.PipelineTask, config: Config) -> None:
 def _paths(config: Config) -> Iterator[tuple[str, str]]:
     """Every place that a run reads or writes, with its key."""
     yield "storage.root", config.storage.root
-    yield "registry.tracking_uri", config.registry.tracking_uri.removeprefix("sqlite:///")
+    yield "registry.tracking_uri", sqlite_path(config.registry.tracking_uri)
     for key in ("path", "train", "valid", "test", "ready"):
         value = getattr(config.source, key)
         for path in (value,) if isinstance(value, str) else value:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
@@ -73,7 +75,13 @@ def mlflow_ui(tracking_uri: str) -> str:
     """The address of a server's page, or the command that shows a database."""
     if tracking_uri.startswith("http"):
         return without_passwords(tracking_uri)
-    return f"mlflow ui --backend-store-uri {shlex.quote(without_passwords(tracking_uri))}"
+    # Whoever only typed "make run" has no mlflow on the PATH.
+    program = os.path.join(os.path.dirname(sys.executable), "mlflow")
+    near = os.path.relpath(program)
+    shown = near if not near.startswith("..") else program
+    if shutil.which("mlflow") == program:
+        shown = "mlflow"
+    return f"{shlex.quote(shown)} ui --backend-store-uri {shlex.quote(without_passwords(tracking_uri))}"
 
 
 def tell(result: dict[str, Any]) -> None:

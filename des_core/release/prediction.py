@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 
 from des_core import storage
+from des_core.addresses import sqlite_address
 from des_core.config import Config, SourceConfig
 from des_core.contracts import FieldSpec
 from des_core.data import sources
@@ -55,7 +56,7 @@ def tracking_uri(model: str, config: Config | None) -> str:
     name = model.removeprefix("models:/").partition("@")[0].partition("/")[0]
     database = Path("runs", name, "mlflow.db").absolute()
     if database.exists():
-        return f"sqlite:///{database}"
+        return sqlite_address(str(database))
     raise RegistryError(f"{model}: no registry known; give the run's config with -c FILE or set MLFLOW_TRACKING_URI")
 
 
@@ -63,10 +64,12 @@ def predict(folder: str, path: str, output: str, config: Config | None = None) -
     """Score a file with the model in ``folder`` and write the CSV whole or not at all.
 
     Raises:
-        DataError: the file is missing, lacks a column, or holds no good record.
+        DataError: the file is missing, lacks a column, or holds no good record; or it is the output too.
     """
     from des_core.release.serving import Scorer
 
+    if storage.same(path, output):
+        raise DataError(f"--output {output} is the file that is read; scores would replace it: name another file")
     digest = digest_of(path)[:16]
     scorer = Scorer(folder)
     source = _fitting(sources.source_of(config or scorer.description.config), path)

@@ -17,21 +17,24 @@ import logging
 import os
 import re
 import shutil
+import sqlite3
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.request import url2pathname
 
 import numpy as np
 import pyarrow as pa
 
 import des_core
 from des_core import remote, storage
+from des_core.addresses import SQLITE, sqlite_address, sqlite_path
 from des_core.config import Config, without_passwords
 from des_core.contracts import Record, Reference
 from des_core.errors import RegistryError
@@ -269,12 +272,53 @@ def _register(run: Run, verdict: Verdict, export: Callable[[Run], tuple[str, pa.
     return record.write(run.path("version.json")), adopted
 
 
+def _make_database(uri: str) -> None:
+    """Make our own SQLite database whole or not at all.
+
+    MLflow makes its tables in many migrations; a process killed among them leaves a file on which no later one can
+    go on. So they are made beside, and the file is renamed. One that was begun in place, by something else, is
+    recognised by its missing experiments and set aside.
+    """
+    path = sqlite_path(uri)
+    if os.path.exists(path) and _is_whole(path):
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.exists(path) and os.path.getsize(path):
+        os.replace(path, f"{path}.half-made")
+    for stale in Path(path).parent.glob(f"{Path(path).name}.partial-*"):
+        owner = stale.name.rpartition("-")[2].partition(".")[0]
+        if not (owner.isdecimal() and os.path.exists(f"/proc/{owner}")):
+            stale.unlink(missing_ok=True)
+    partial = f"{path}.partial-{os.getpid()}"
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    folder = Path(path).absolute().parent.as_uri()
+    store = SqlAlchemyStore(sqlite_address(partial), folder)  # type: ignore[no-untyped-call]
+    store.engine.dispose()
+    # Of two processes that made one the first wins: a link is refused where there is a file.
+    if os.path.exists(path) and not os.path.getsize(path):
+        os.remove(path)
+    with suppress(FileExistsError):
+        os.link(partial, path)
+    os.remove(partial)
+
+
+def _is_whole(path: str) -> bool:
+    """Whether MLflow has made all of its database: the first experiment comes after the tables."""
+    if not os.path.getsize(path):
+        return False
+    with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True, timeout=30.0)) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "experiments" not in tables:
+            # Not MLflow's, which will say so itself.
+            return bool(tables)
+        return bool(database.execute("SELECT count(*) FROM experiments").fetchone()[0])
+
+
 @contextmanager
 def _client(uri: str) -> Iterator[MlflowClient]:
     """A client whose chatter is kept off the terminal and whose errors are ours."""
     tracking.check(uri)
-    if uri.startswith("sqlite:///"):
-        os.makedirs(os.path.dirname(uri.removeprefix("sqlite:///")), exist_ok=True)
     # Ours to choose, not to override: no telemetry, no bars, and minutes of silent retries are too long.
     for key, value in (
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
@@ -296,12 +340,24 @@ def _client(uri: str) -> Iterator[MlflowClient]:
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
         try:
+            if uri.startswith(SQLITE):
+                _make_database(uri)
             yield mlflow.MlflowClient(uri, uri)
-        except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
+        except (MlflowException, SQLAlchemyError, CommandError, OSError, sqlite3.Error) as error:
             if _passes(uri, error):
                 raise tracking.unavailable(uri, error) from None
             line = " ".join(str(error).replace(uri, without_passwords(uri)).split())[:300]
             raise RegistryError(f"MLflow at {without_passwords(uri)} refused: {line}") from None
+        finally:
+            _drop_misread_folder(uri)
+
+
+def _drop_misread_folder(uri: str) -> None:
+    """Delete the empty folder that MLflow makes where it takes the escapes in an SQLite address for its path."""
+    misread = uri.removeprefix(SQLITE)
+    if uri.startswith(SQLITE) and misread != sqlite_path(uri):
+        with suppress(OSError):
+            os.removedirs(os.path.dirname(misread))
 
 
 def _passes(uri: str, error: Exception) -> bool:
@@ -385,7 +441,7 @@ def _download(client: MlflowClient, version: ModelVersion, into: str) -> Found:
     source = version.source or ""
     if source.startswith("models:/m-"):
         source = client.get_logged_model(source.removeprefix("models:/")).artifact_location
-    folder = source.removeprefix("file://")
+    folder = url2pathname(source.removeprefix("file://")) if source.startswith("file:") else source
     if not os.path.isdir(folder):
         os.makedirs(into, exist_ok=True)
         folder = mlflow.artifacts.download_artifacts(artifact_uri=version.source, dst_path=into)
@@ -476,7 +532,8 @@ def _experiment(client: MlflowClient, config: Config) -> str:
     served = config.registry.tracking_uri.startswith("http")
     root = config.run.dir if "://" in config.storage.root else config.storage.root
     try:
-        return client.create_experiment(name, None if served else storage.join(root, "artifacts"))
+        place = None if served else Path(root, "artifacts").absolute().as_uri()
+        return client.create_experiment(name, place)
     except MlflowException:
         # Another run of the same name may have made it in the meantime.
         found = client.get_experiment_by_name(name)

@@ -17,6 +17,7 @@ import urllib.request
 from pathlib import Path
 
 from des_core import remote
+from des_core.addresses import sqlite_address, sqlite_path
 from des_core.config import without_passwords
 from des_core.errors import RegistryError, UnavailableError
 
@@ -42,7 +43,7 @@ def check(tracking_uri: str, wait_s: float = 0.0) -> None:
         folder = tracking_uri.removeprefix("file://") or "."
         raise RegistryError(
             f"registry.tracking_uri = {tracking_uri!r} is a plain folder, which cannot hold a model registry; "
-            f"write it as sqlite:///{os.path.abspath(folder)}/mlflow.db"
+            f"write it as {sqlite_address(os.path.abspath(folder))}/mlflow.db"
         )
     elif scheme in ("http", "https") or scheme.startswith(("postgresql", "mysql")):
         shown = f"MLflow at {without_passwords(tracking_uri)}"
@@ -51,7 +52,7 @@ def check(tracking_uri: str, wait_s: float = 0.0) -> None:
 
 
 def _check_sqlite(uri: str) -> None:
-    path = Path(uri.removeprefix("sqlite:///"))
+    path = Path(sqlite_path(uri))
     try:
         if path.exists():
             with open(path, "r+b") as file:
@@ -73,7 +74,7 @@ def has_database(uri: str, wait_s: float = 0.0) -> bool:
         DesError: as ``check``.
     """
     check(uri, wait_s)
-    return not uri.startswith("sqlite:///") or os.path.exists(uri.removeprefix("sqlite:///"))
+    return not uri.startswith("sqlite:///") or os.path.exists(sqlite_path(uri))
 
 
 def unavailable(uri: str, reason: object) -> UnavailableError:

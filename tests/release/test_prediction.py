@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
 
 from des_core.config import SourceConfig
 from des_core.data.sources import CRITEO_COLUMNS
+from des_core.errors import DataError
+from des_core.release import prediction
 from des_core.release.prediction import _fitting
 
 
@@ -36,3 +39,16 @@ def test_a_file_that_names_its_columns_is_left_alone(tmp_path: Path) -> None:
     source = SourceConfig(path="logs.csv")
     (tmp_path / "logs.csv").write_text("user,price\n")
     assert _fitting(source, str(tmp_path / "logs.csv")) == source
+
+
+@pytest.mark.parametrize("output", ["logs.csv", "./logs.csv", "link.csv", "hard.csv"])
+def test_scores_never_replace_the_records_they_are_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("logs.csv").write_text("click,user\n1,ann\n")
+    Path("link.csv").symlink_to("logs.csv")
+    os.link("logs.csv", "hard.csv")
+    with pytest.raises(DataError, match=rf"--output {output} is the file that is read"):
+        prediction.predict("no-model", str(tmp_path / "logs.csv"), output)
+    assert Path("logs.csv").read_text() == "click,user\n1,ann\n"

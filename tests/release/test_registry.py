@@ -7,8 +7,10 @@ import contextlib
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -22,6 +24,7 @@ import pytest
 import yaml
 
 from des_core import log, storage
+from des_core.addresses import sqlite_address, sqlite_path
 from des_core.contracts import Reference
 from des_core.errors import RegistryError, UnavailableError
 from des_core.release import lineage, prediction, registry, tracking
@@ -30,6 +33,7 @@ from des_core.run import Day, Run
 from pipelines import cli, summary
 from tests.finished import config_of, finished_run
 
+ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = pa.table({"user": ["ann", None], "tags": ["a|b", ""], "price": ["3", "7.5"]})
 ACCEPT = Verdict(accepted=True, verdict="accept", reasons=("good",), metrics={})
 REJECT = Verdict(accepted=False, verdict="reject", reasons=("bad",), metrics={}, champion="1")
@@ -450,6 +454,40 @@ def silent_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(tracking, "API_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
+
+
+OPEN = "import sys; from des_core.release import registry\nwith registry._client(sys.argv[1]): pass"
+
+
+def test_a_database_whose_making_was_killed_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    uri = sqlite_address(str(path))
+    process = subprocess.Popen([sys.executable, "-c", OPEN, uri], cwd=ROOT)
+    while not (found := [one for one in tmp_path.glob("mlflow.db.partial-*") if one.stat().st_size]):
+        assert process.poll() is None, "it was done before it could be killed"
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert found and not path.exists(), "nothing half-made has the database's name"
+    # As an earlier version of ours, or MLflow itself, was killed among the migrations.
+    shutil.copy(found[0], path)
+    with registry._client(uri) as client:
+        assert client.search_registered_models() == []
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.half-made"]
+
+
+def test_any_folder_can_hold_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "what? #1 50% ünd & so"
+    folder.mkdir()
+    run = finished_run(folder)
+    ACCEPT.write(run.path("gate.json"))
+    registry.register(run, ACCEPT, export)
+    assert list(tmp_path.iterdir()) == [folder], "no other folder is made"
+    assert (folder / "runs/shop/mlflow.db").exists() and registry.standing(run).champion == "1"
+    found = registry.champion(run.config, str(tmp_path / "unused"))
+    assert found is not None and Path(found.folder).is_relative_to(folder)
+    (shown,) = re.findall(r"--backend-store-uri (.*)", summary.mlflow_ui(run.config.registry.tracking_uri))
+    assert sqlite_path(shlex.split(shown)[0]) == str(folder / "runs/shop/mlflow.db")
 
 
 def closed_port() -> int:
