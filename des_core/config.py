@@ -80,6 +80,12 @@ class SourceConfig(Section):
     )
     test: str | tuple[str, ...] = Field((), description="With train: the logs to test on.")
     delimiter: str = Field(",", min_length=1, max_length=1, description="Between columns (csv).")
+    quoting: Literal["minimal", "none"] = Field(
+        "minimal",
+        description='What a double quote at the beginning of a value means (csv). "minimal": the value goes on to the '
+        'closing quote, over delimiters and line ends. "none": it is a letter like any other, as in most tab-separated '
+        "logs.",
+    )
     header: bool | tuple[str, ...] = Field(
         True, description="Whether the first line names the columns, or a list of names for files without one."
     )

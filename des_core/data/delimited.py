@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numba import int32, int64, njit, uint8, uint64
 
-from des_core.data.blocks import SLACK, Block, blocks
+from des_core.data.blocks import OPEN, SLACK, Block, blocks
 from des_core.data.hashing import I64, Array, word_at
 from des_core.errors import DataError
 
@@ -54,13 +54,13 @@ def read_delimited(
     names: list[str] = []
     chosen: list[str] = []
     row = 0
-    for block in blocks(path, delimiter, quoting):
+    for block in blocks(path, delimiter, quoting, 0 if isinstance(header, bool) else len(header)):
         if not names:
             if header is True:
                 names = _first_record(path, block)
                 block = block.kept(np.arange(len(block.lines_R)) > 0)
             elif header is False:
-                names = [str(position) for position in range(block.widths_R[0])]
+                names = [str(position) for position in range(_width(path, block))]
             else:
                 names = list(header)
             chosen = choose(names)
@@ -72,10 +72,23 @@ def read_delimited(
 
 def _first_record(path: str, block: Block) -> list[str]:
     first = block.kept(np.arange(len(block.lines_R)) == 0)
+    if first.widths_R[0] == OPEN:
+        raise DataError(
+            f"{path}: the first line, which names the columns, opens a quote that is not closed; close it, "
+            'or set source.quoting = "none"'
+        )
     try:
         return [column.view(pa.binary())[0].as_py().decode() for column in texts(first, range(first.widths_R[0]))]
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: the first line is not UTF-8 text ({error.reason}); convert the file") from None
+
+
+def _width(path: str, block: Block) -> int:
+    """Columns of the first record that is whole."""
+    known = block.widths_R[block.widths_R != OPEN]
+    if not len(known):
+        raise DataError(f'{path}: every line opens a quote that is not closed; set source.quoting = "none"')
+    return int(known[0])
 
 
 def _columns(block: Block, row: int, names: list[str], chosen: list[str], missing: Sequence[str]) -> Raw:
@@ -103,10 +116,10 @@ def _columns(block: Block, row: int, names: list[str], chosen: list[str], missin
 def _whole(block: Block, width: int) -> tuple[Array, list[tuple[int, str]]]:
     """Which records have ``width`` columns, and the line of each other one and why."""
     whole_R = block.widths_R == width
-    reasons = {i: f"{block.widths_R[i]} columns instead of {width}" for i in np.flatnonzero(~whole_R).tolist()}
-    if block.open_quote:
-        whole_R[-1] = False
-        reasons[len(whole_R) - 1] = "a quote is not closed"
+    reasons = {
+        i: "a quote is not closed" if block.widths_R[i] == OPEN else f"{block.widths_R[i]} columns instead of {width}"
+        for i in np.flatnonzero(~whole_R).tolist()
+    }
     return whole_R, [(int(block.lines_R[index]), reason) for index, reason in reasons.items()]
 
 

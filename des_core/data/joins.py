@@ -90,7 +90,8 @@ def _read(join: JoinConfig, source: SourceConfig) -> pa.Table:
         )
     tables = []
     delimiter = source.delimiter if source.format == "csv" else ","
-    for raw in read_delimited(join.path, delimiter, True, True, source.missing, lambda names: names):
+    quoting = source.quoting == "minimal"
+    for raw in read_delimited(join.path, delimiter, quoting, True, source.missing, lambda names: names):
         if raw.bad:
             line, reason = raw.bad[0]
             raise DataError(f"{join.path}: line {line}: {reason}; a side table must be right as a whole")

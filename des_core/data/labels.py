@@ -75,12 +75,13 @@ def labels_of(array: pa.Array, source: SourceConfig) -> tuple[F32, Faults]:
     bad_R = bad_R | (np.isnan(values_R) & ~absent_R)
     wanted = "a number"
     if rule:
+        wanted += f", which source.positive = {source.positive!r} compares with"
         values_R = np.where(bad_R, 0, _COMPARE[rule.sign](values_R, rule.operand))
     elif source.task == "click":
         if source.format == "libsvm":
             values_R = np.where(values_R == -1, 0, values_R)
         bad_R = (bad_R | ((values_R != 0) & (values_R != 1))) & ~absent_R
-        wanted = "0 or 1"
+        wanted = "0 or 1; source.positive says which labels count as 1"
     for index in np.flatnonzero(bad_R).tolist():
         faults[index] = f"column {source.label}: the label {shown(array, index)} is not {wanted}"
     return values_R.astype(np.float32), faults

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,7 @@ from des_core.data.delimited import Raw, read_delimited
 from des_core.data.hashing import I64
 from des_core.data.joins import Side, load_sides
 from des_core.data.labels import F32, Faults, labels_of, parse_positive, shown
-from des_core.data.parsing import check_timezone, column_without_missing, in_one, to_micros
+from des_core.data.parsing import Bool, check_timezone, column_without_missing, in_one, to_micros
 from des_core.data.paths import DAY
 from des_core.errors import ConfigError, DataError
 
@@ -204,7 +205,7 @@ def _raw(source: SourceConfig, path: str, choose: Callable[[list[str]], list[str
         return libsvm.read_libsvm(path)
     if source.format == "criteo":
         return read_delimited(path, "\t", False, CRITEO_COLUMNS, source.missing, choose)
-    return read_delimited(path, source.delimiter, True, source.header, source.missing, choose)
+    return read_delimited(path, source.delimiter, source.quoting == "minimal", source.header, source.missing, choose)
 
 
 def _read_parquet(path: str, missing: Sequence[str], choose: Callable[[list[str]], list[str]]) -> Iterator[Raw]:
@@ -226,6 +227,10 @@ def _read_parquet(path: str, missing: Sequence[str], choose: Callable[[list[str]
         raise DataError(f"{path}: not a whole Parquet file ({one_line(error)})") from None
 
 
+EARLIEST = 631_152_000 * 1_000_000
+"""1990 in microseconds: an earlier time is a number that was taken for seconds, such as a date written in digits."""
+
+
 def _labelled(chunk: Chunk, source: SourceConfig, first: bool) -> Chunk:
     """The chunk with labels and times, without the records that have no right ones."""
     faults: Faults = {}
@@ -233,13 +238,28 @@ def _labelled(chunk: Chunk, source: SourceConfig, first: bool) -> Chunk:
     if source.time:
         times = in_one(chunk.records.column(source.time))
         micros_R, absent_R, bad_R = to_micros(times, source.timezone)
-        if first and bad_R.any() and (bad_R | absent_R).all():
-            raise DataError(
-                f"{chunk.path}: source.time = {source.time!r} holds no times: {shown(times, int(bad_R.argmax()))} "
-                "is neither unix seconds nor ISO 8601; name another column"
-            )
-        for index in np.flatnonzero(bad_R | absent_R).tolist():
-            fault = f"the time {shown(times, index)} is neither unix seconds nor ISO 8601"
-            faults[index] = f"column {source.time}: {fault if bad_R[index] else 'the time is missing'}"
+        early_R = ~absent_R & ~bad_R & (micros_R < EARLIEST)
+        if first and (bad_R | early_R).any() and (bad_R | early_R | absent_R).all():
+            raise DataError(_no_times(chunk.path, source.time, times, micros_R, bad_R))
+        for index in np.flatnonzero(bad_R | absent_R | early_R).tolist():
+            fault = "the time is missing"
+            if not absent_R[index]:
+                fault = f"the time {shown(times, index)} is {_not_a_time(int(micros_R[index]), bool(bad_R[index]))}"
+            faults[index] = f"column {source.time}: {fault}"
     label_R, unlabelled = labels_of(in_one(chunk.records.column(source.label)), source)
     return replace(chunk, label_R=label_R, micros_R=micros_R).without(unlabelled | faults)
+
+
+def _not_a_time(micros: int, bad: bool) -> str:
+    """What is wrong with a time."""
+    if bad:
+        return "neither unix seconds nor ISO 8601"
+    return f"{datetime.fromtimestamp(micros / 1e6, UTC):%Y-%m-%d} as unix seconds or ISO 8601, which cannot be meant"
+
+
+def _no_times(path: str, key: str, times: pa.Array, micros_R: I64, bad_R: Bool) -> str:
+    """The message for a column that holds no times at all."""
+    index = int(bad_R.argmax()) if bad_R.any() else 0
+    index = index if times[index].is_valid else int(np.asarray(times.is_valid()).argmax())
+    what = _not_a_time(int(micros_R[index]), bool(bad_R[index]))
+    return f"{path}: source.time = {key!r} holds no times: {shown(times, index)} is {what}; name another column"

@@ -171,9 +171,61 @@ def test_packed_files(tmp_path: Path) -> None:
 def test_a_record_without_end(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 100)
     monkeypatch.setattr(blocks, "LONGEST_RECORD", 1000)
-    file.write_text('a,b\n1,"2\n' + "x\n" * 2000)
-    with pytest.raises(DataError, match=r"line 2.*quote"):
+    file.write_text("a,b\n1," + "x" * 2000)
+    with pytest.raises(DataError, match=r"line 2: no record ends within 64 MiB"):
         read(file, True)
+
+
+@pytest.mark.parametrize("size", [1, 5, 64, 1 << 20])
+@pytest.mark.parametrize(
+    "stray",
+    [
+        '1,"Drama',  # to the end of the file
+        '1,"5 inch',  # to the next quoted value, whose first letter follows the quote
+        '"1,x',
+        '1,"a ""b',
+    ],
+)
+@pytest.mark.parametrize("rest", ["8,9\n" * 40, '8,"foo"\n' * 40, '8,9\n"a",b\n'])
+def test_a_stray_quote_costs_its_own_line_alone(
+    file: Path, monkeypatch: pytest.MonkeyPatch, size: int, stray: str, rest: str
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", size)
+    for end in ("", "\n"):
+        text = f"a,b\n1,2\n{stray}\n{rest}".removesuffix("\n") + end
+        file.write_text(text)
+        records, rows, lines, bad, count = joined(read(file, True))
+        assert count == len(text.strip().split("\n")) - 1, "every line is a record or a bad one"
+        assert bad == [(3, "a quote is not closed")]
+        assert records == [["1", "2"], *([one.strip('"') for one in line.split(",")] for line in rest.split())]
+        assert rows == [0, *range(2, count)] and lines == [2, *range(4, count + 2)]
+
+
+def test_a_quoted_value_over_lines_has_a_longest_size(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "LONGEST_VALUE", 100)
+    whole = "x\n" * 40
+    file.write_text(f'a,b\n1,"{whole}"\n2,"' + "3,4\n" * 40 + '5,6"\n')
+    records, _, _, bad, count = joined(read(file, True))
+    assert records[:2] == [["1", whole], ["3", "4"]] and records[-1] == ["5", '6"']
+    assert bad == [(43, "a quote is not closed")] and count == 42
+    file.write_text('a,b\n1,"' + "x" * 500 + '"\n')
+    assert joined(read(file, True))[0] == [["1", "x" * 500]], "a value on one line may be of any size"
+
+
+def test_a_value_over_lines_that_leaves_other_columns_is_no_value(file: Path) -> None:
+    file.write_text('a,b,c\n1,"x,3\n4,5",6,7\n8,9,10\n')
+    records, _, _, bad, count = joined(read(file, True))
+    assert records == [["8", "9", "10"]]
+    assert bad == [(2, "a quote is not closed"), (3, "4 columns instead of 3")] and count == 3
+
+
+def test_a_header_with_a_stray_quote_is_named(file: Path) -> None:
+    file.write_text('a,"b\n1,2\n')
+    with pytest.raises(DataError, match=r'the first line.*close it, or set source.quoting = "none"'):
+        read(file, True)
+    file.write_text('"a,b\n"1,2\n')
+    with pytest.raises(DataError, match=r'every line opens a quote.* set source.quoting = "none"'):
+        read(file, False)
 
 
 def test_empty_files_hold_no_records(file: Path) -> None:

@@ -392,7 +392,7 @@ def test_statistics_are_of_the_train_rows(tmp_path: Path, make: Make) -> None:
 def test_bad_records_go_to_quarantine(tmp_path: Path, make: Make) -> None:
     write_log(tmp_path / "log.csv", 400)
     text = (tmp_path / "log.csv").read_text().splitlines()
-    text[10], text[20], text[30] = "u,1", "u,many,a,1,5", 'u,1,"a\nb",7,5'
+    text[10], text[20], text[30] = "u,1", "u,many,a,1,1767225605", 'u,1,"a\nb",7,1767225605'
     (tmp_path / "log.csv").write_text("\n".join(text))
     reference = ingest(make(path="log.csv", time="t"))
     part = load(reference).parts["all"]
@@ -402,7 +402,8 @@ def test_bad_records_go_to_quarantine(tmp_path: Path, make: Make) -> None:
         "file,line,reason",
         f"{tmp_path}/log.csv,11,2 columns instead of 5",
         f"{tmp_path}/log.csv,21,column price: 'many' is not a number",
-        f"{tmp_path}/log.csv,31,column label: the label '7' is not 0 or 1",
+        f"{tmp_path}/log.csv,31,column label: the label '7' is not 0 or 1; "
+        "source.positive says which labels count as 1",
     ]
     rows = rows_of(reference, "all").column(ROW).to_pylist()
     assert sorted(rows) == [row for row in range(400) if row not in (9, 19, 29)]
@@ -411,7 +412,7 @@ def test_bad_records_go_to_quarantine(tmp_path: Path, make: Make) -> None:
 def test_too_many_bad_records_fail_and_leave_nothing(tmp_path: Path, make: Make) -> None:
     write_log(tmp_path / "log.csv", 100)
     with (tmp_path / "log.csv").open("a") as file:
-        file.write("u,x,a,1,5\nu,y,a,1,5\nu\nu,z,a,1,5\n")
+        file.write(f"u,x,a,1,{1_767_225_605}\nu,y,a,1,{1_767_225_605}\nu\nu,z,a,1,{1_767_225_605}\n")
     with pytest.raises(DataError) as caught:
         ingest(make(path="log.csv", time="t"))
     assert str(caught.value) == (
@@ -434,7 +435,9 @@ def test_too_many_bad_records_fail_and_leave_nothing(tmp_path: Path, make: Make)
         ({"path": "log.csv", "time": "user"}, {}, "source.time = 'user' holds no times: 'u0'"),
         ({"path": "log.csv", "time": "t"}, {"by": "day"}, "there are 1: 2026-01-01"),
         ({"path": "log.csv", "time": "t"}, {"by": "day", "test": "2026-01-05"}, "split.test: day '2026-01-05' has no"),
-        ({"path": "log.csv", "label": "price"}, {}, "column price: the label '2' is not 0 or 1"),
+        ({"path": "log.csv", "label": "price"}, {}, "column price: the label '2' is not 0 or 1; source.positive says"),
+        ({"path": "hours.csv", "time": "t"}, {}, "source.time = 't' holds no times: '14102100' is 1970-06-13 as unix"),
+        ({"path": "days.csv", "time": "t"}, {}, "source.time = 't' holds no times: '20141021' is 1970-08-22 as unix"),
         ({"path": "bad.csv", "max_bad_share": 1.0}, {}, "no good record among 2"),
         ({"path": "log.csv", "join": [{"path": "/gone.csv", "on": "user"}]}, {}, "/gone.csv: no such file"),
     ],
@@ -447,6 +450,8 @@ def test_logs_that_give_no_features(
     write_log(tmp_path / "header.csv", 0)
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "bad.csv").write_text("user,price,tags,label\nu,1,a,5\nu,1,a\n")
+    for name, time in (("hours", "14102100"), ("days", "20141021")):
+        (tmp_path / f"{name}.csv").write_text("user,price,tags,label,t\n" + f"u,1,a,1,{time}\n" * 5)
     with pytest.raises(DataError, match=message) as caught:
         ingest(make(split, **source))
     assert "\n" not in str(caught.value)

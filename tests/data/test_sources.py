@@ -18,6 +18,8 @@ from des_core.data.encoding import specs_of
 from des_core.data.sources import CRITEO_COLUMNS, Chunk, read
 from des_core.errors import ConfigError, DataError
 
+HINT = "; source.positive says which labels count as 1"
+
 
 def source(path: Path | str = "unused", **options: Any) -> SourceConfig:
     return SourceConfig.model_validate({"path": str(path), **options})
@@ -109,7 +111,7 @@ def test_criteo(tmp_path: Path) -> None:
     assert columns(found)["C26"] == ["c25", None]
     assert columns(found)["I1"] == ["0", None]
     assert labels(found) == [1, 0]
-    assert bad(found) == [(3, "39 columns instead of 40"), (4, "column label: the label '\"' is not 0 or 1")]
+    assert bad(found) == [(3, "39 columns instead of 40"), (4, f"column label: the label '\"' is not 0 or 1{HINT}")]
 
 
 @pytest.mark.parametrize("size", [1 << 20, 5])
@@ -140,7 +142,7 @@ def test_libsvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> N
     assert bad(found) == [
         (6, "'3:x' is not index:value"),
         (7, "'5' is not index:value"),
-        (8, "column label: the label '2' is not 0 or 1"),
+        (8, f"column label: the label '2' is not 0 or 1{HINT}"),
         (9, "'a:1' is not index:value"),
         (10, "'1:1:1' is not index:value"),
         (11, "not UTF-8 text"),
