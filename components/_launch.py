@@ -62,7 +62,7 @@ def launch(role: Role, run: Run, resume: bool = False, profile: bool = False, mo
         inputs = Path(scratch) / "inputs.json"
         # Not the run's own inputs.json: that names the place where the run began, and folders are moved.
         day = None if run.day is None else run.day.model_dump(mode="json")
-        inputs.write_text(json.dumps({"config": run.config.model_dump(mode="json"), "day": day}))
+        inputs.write_text(json.dumps({"config": run.config.model_dump(mode="json"), "day": day}), "utf-8")
         command = _command(module or MODULES[role], run, inputs, [*["--resume"] * resume, *["--profile"] * profile])
         environment = worker_environment(run.config.train.workers) | {"DES_ERROR_FILE": str(error_file)}
         step = 0
@@ -75,19 +75,29 @@ def launch(role: Role, run: Run, resume: bool = False, profile: bool = False, mo
                 progress.show(event)
 
         code = _watch(command, environment, error_file, file, heed)
-        error = json.loads(error_file.read_text()) if error_file.exists() else None
+        error = json.loads(error_file.read_text("utf-8")) if error_file.exists() else None
     if code or error:
         resumable = storage.exists(storage.join(run.checkpoints, "last.json"))
         again = "des train -c FILE --resume" if run.day is None else f"des run -c FILE --as-of {run.day.as_of}"
         hint = f"go on with: {again}" if role == "train" and resumable else "start it again"
-        raise explain(error, Path(log_path).read_text(errors="replace"), f"at step {step}; see {log_path}; {hint}")
+        raise explain(
+            error, Path(log_path).read_text("utf-8", errors="replace"), f"at step {step}; see {log_path}; {hint}"
+        )
 
 
 def _command(module: str, run: Run, inputs: Path, flags: list[str]) -> list[str]:
     """torchrun with the workers under it, each tied to its parent."""
     tied = ("-m", "components._tied")
     return [
-        *(sys.executable, *tied, "torch.distributed.run", "--standalone", "--monitor-interval", "0.2"),
+        *(
+            sys.executable,
+            *tied,
+            f"--parent={os.getpid()}",
+            "torch.distributed.run",
+            "--standalone",
+            "--monitor-interval",
+            "0.2",
+        ),
         *("--nproc-per-node", str(run.config.train.workers)),
         *(*tied, module, "--config", str(inputs), "--dataset", str(run.dataset)),
         *flags,

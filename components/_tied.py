@@ -26,9 +26,14 @@ LAST_S = 30.0
 PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
-    """Ask the kernel, where it is Linux, to kill this process when its parent ends."""
-    parent = os.getppid()
+def die_with_parent(parent: int = 0) -> None:
+    """Ask the kernel, where it is Linux, to kill this process when its parent ends.
+
+    Args:
+        parent: who started this process, by its own word; 0: who is its parent now. Python takes a while to come
+            here, in which the parent may have ended and another taken its place.
+    """
+    parent = parent or os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     # The parent may have ended before the request, which then never fires.
@@ -77,7 +82,11 @@ def main() -> None:
         arguments = arguments[1:]
         die_with_reader()
     else:
-        die_with_parent()
+        named = arguments[0].partition("--parent=")[2]
+        arguments = arguments[1:] if named else arguments
+        # torchrun's workers have it from torchrun, whose first own act was to be tied.
+        die_with_parent(int(named or os.environ.get("DES_LAUNCHER_PID", "0")))
+        os.environ["DES_LAUNCHER_PID"] = str(os.getpid())
     sys.argv = arguments
     runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
 

@@ -156,28 +156,47 @@ def gauc(labels_B: Array, scores_B: Array, groups_B: Array) -> float | None:
     Source: Zhou et al., "Deep interest network for click-through rate prediction", KDD 2018.
     """
     order = np.lexsort((scores_B, groups_B))
-    groups, labels, scores = groups_B[order], labels_B[order], scores_B[order]
-    edges = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1], True])
-    total = weight = 0.0
-    for start, stop in zip(edges, edges[1:], strict=False):
-        value = auc(labels[start:stop], scores[start:stop])
-        if value is not None:
-            total += value * (stop - start)
-            weight += stop - start
-    return total / weight if weight else None
+    groups, positive, scores = groups_B[order], labels_B[order] > 0.5, scores_B[order]
+    new_group = np.r_[True, groups[1:] != groups[:-1]]
+    starts = np.flatnonzero(new_group)
+    if not len(groups):
+        return None
+    sizes = np.diff(np.r_[starts, len(groups)])
+    # Ranks from 1 within the group, equal scores sharing their mean rank.
+    ties = np.flatnonzero(new_group | np.r_[True, scores[1:] != scores[:-1]])
+    stops = np.r_[ties[1:], len(groups)]
+    ranks = np.repeat((ties + 1 + stops) / 2, stops - ties) - np.repeat(starts, sizes)
+    positives = np.add.reduceat(positive.astype(np.float64), starts)
+    pairs = positives * (sizes - positives)
+    wins = np.add.reduceat(np.where(positive, ranks, 0.0), starts) - positives * (positives + 1) / 2
+    both = pairs > 0
+    return float(np.sum(wins[both] / pairs[both] * sizes[both]) / np.sum(sizes[both])) if both.any() else None
 
 
-def judge(task: str, labels_B: Array, predictions_B: Array, groups_B: Array | None = None) -> dict[str, Any]:
-    """All metrics of a task, by the names that reports use; those of the other task are None."""
+def _gauc_of(known_B: Array, labels_B: Array, scores_B: Array, groups_B: Array | None) -> float | None:
+    return None if groups_B is None else gauc(labels_B[known_B], scores_B[known_B], groups_B[known_B])
+
+
+def judge(
+    task: str, labels_B: Array, predictions_B: Array, groups_B: Array | None = None, no_group: int | None = None
+) -> dict[str, Any]:
+    """All metrics of a task, by the names that reports use; those of the other task are None.
+
+    Args:
+        no_group: the key of a missing group. Such samples are of many groups, nobody knows which: GAUC leaves them
+            out, and ``without_group`` counts them.
+    """
     error_B = predictions_B.astype(np.float64) - labels_B
     click = task == "click"
+    known_B = np.ones(len(labels_B), np.bool_) if groups_B is None or no_group is None else groups_B != no_group
     return {
         "samples": len(labels_B),
         "auc": auc(labels_B, predictions_B) if click else None,
         "logloss": logloss(labels_B, predictions_B) if click else None,
         "ne": normalised_entropy(labels_B, predictions_B) if click else None,
         "calibration": calibration(labels_B, predictions_B) if click else None,
-        "gauc": gauc(labels_B, predictions_B, groups_B) if click and groups_B is not None else None,
+        "gauc": _gauc_of(known_B, labels_B, predictions_B, groups_B) if click else None,
+        "without_group": int((~known_B).sum()) if click and groups_B is not None else None,
         "rmse": None if click else float(np.sqrt(np.mean(error_B**2))),
         "mae": None if click else float(np.mean(np.abs(error_B))),
     }

@@ -49,6 +49,8 @@ class Day(Record):
     """Fields that mean the same to those weights."""
     trained_through: int = 0
     """The champion's cut; 0 without one."""
+    accepted: tuple[str, ...] = ()
+    """Days of the window that a person took out of quarantine: with them the same data are another run."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ def pin(config: Config, dataset: Reference | None = None, day: Day | None = None
     text = f"{config.run.name}\n{config.digest}\n{dataset.sha256}"
     if day is not None:
         text += f"\n{day.as_of}\n{day.champion}\n{day.checkpoint.rpartition('#')[2]}"
+        text += "".join(f"\n{accepted}" for accepted in day.accepted)
     run = Run(config, dataset, hashlib.sha256(text.encode()).hexdigest(), day)
     inputs = run.path("inputs.json")
     if not storage.exists(inputs):

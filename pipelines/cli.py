@@ -1,11 +1,13 @@
 """The command line ``des``: parse, load lazily, call.
 
 Every command takes ``--json`` and then prints one JSON object as the last line of standard output. Exit codes: 0 done,
-2 the user's mistake, 130 interrupted, 1 anything else. An error is one line on standard error.
+2 the user's mistake, 130 and 143 interrupted (SIGINT, SIGTERM), 1 anything else. An error is one line on standard
+error.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from components._tied import told_to_end
 from des_core import __version__
 from des_core.errors import DesError, UserError
 
@@ -441,17 +444,26 @@ COMMANDS = {command.name or command.callback.__name__ for command in app.registe
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: one command, one exit code."""
     words = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        # A locale without a letter shows its escape.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(_run(words or ["--help"]))
 
 
 def _run(words: list[str]) -> int:
     as_json = "--json" in words
     try:
-        code = app(words, prog_name="des", standalone_mode=False)
+        with told_to_end():
+            code = app(words, prog_name="des", standalone_mode=False)
         sys.stdout.flush()
-        return _fail(as_json, "interrupted", 130) if code == 130 else int(code or 0)
+        return _fail(as_json, _interrupted(words), 130) if code == 130 else int(code or 0)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(as_json, "interrupted", 130)
+        return _fail(as_json, _interrupted(words), 130)
+    except SystemExit as error:
+        if error.code != 128 + signal.SIGTERM:
+            raise
+        return _fail(as_json, _interrupted(words), 128 + signal.SIGTERM)
     except typer.TyperException as error:
         command = words[0] if words[0] in COMMANDS else ""
         return _fail(
@@ -469,6 +481,15 @@ def _run(words: list[str]) -> int:
         return _fail(as_json, f"{error.filename}: {error.strerror}; choose another place or change its rights", 2)
     except Exception as error:
         return _fail(as_json, _crash(error), 1)
+
+
+def _interrupted(words: list[str]) -> str:
+    """What is said of a command that a signal ended."""
+    how = {
+        "run": "; the same command goes on from what is done",
+        "train": "; des train --resume goes on from the last checkpoint, if there is one",
+    }
+    return "interrupted" + how.get(words[0], "")
 
 
 def _fail(as_json: bool, message: str, code: int) -> int:

@@ -43,6 +43,22 @@ def test_links_and_paths_lead_somewhere(page: Path) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_whole(page: Path) -> None:
+    """Every block of table lines begins with its head and has as many cells in each row."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        head, rule, *rows = block.splitlines() if block.count("\n") > 1 else [block, ""]
+        cells = [len(re.findall(r"(?<!\\)\|", line)) for line in (head, rule, *rows)]
+        assert re.fullmatch(r"\|(?: ?:?-+:? ?\|)+", rule), f"{page.name}: no head above: {head[:80]}"
+        assert len(set(cells)) == 1, f"{page.name}: rows of other lengths under: {head[:80]}"
+
+
+def test_no_entry_of_the_changelog_is_said_twice() -> None:
+    entries = re.findall(r"^- .*(?:\n  .*)*", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert len(entries) == len(set(entries))
+
+
 def test_the_config_page_is_current() -> None:
     written = runpy.run_path(str(ROOT / "docs" / "config.py"))["page"]()
     assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == written, "docs/config.md is old; run make docs"

@@ -36,6 +36,19 @@ def test_gauc_weighs_groups_by_samples_and_leaves_out_those_of_one_class() -> No
     assert metrics.gauc(labels, scores, groups) == pytest.approx(total / weight, abs=1e-12)
 
 
+def test_samples_without_a_group_are_left_out_of_gauc_and_counted() -> None:
+    rng = np.random.default_rng(3)
+    groups = rng.integers(0, 20, 400)
+    labels, scores = (rng.random(400) < 0.4).astype(np.float32), rng.random(400)
+    judged = metrics.judge("click", labels, scores, groups, no_group=7)
+    known = groups != 7
+    assert judged["gauc"] == metrics.gauc(labels[known], scores[known], groups[known])
+    assert judged["gauc"] != metrics.gauc(labels, scores, groups)
+    assert judged["without_group"] == (~known).sum()
+    assert metrics.judge("click", labels, scores)["without_group"] is None
+    assert metrics.gauc(labels[:0], scores[:0], groups[:0]) is None
+
+
 def test_entropy_and_calibration_of_a_perfectly_calibrated_constant() -> None:
     labels = np.array([1, 0, 0, 0] * 25, np.float32)
     constant = np.full(100, 0.25)

@@ -17,6 +17,7 @@ import torch
 from des_core import log, metrics, storage
 from des_core.contracts import FILE, GROUP, LABEL, ROW, Reference
 from des_core.data.batches import Stream
+from des_core.data.hashing import MISSING
 from des_core.engine.collectives import Collectives
 from des_core.engine.plan import home_edges
 from des_core.engine.worker import Worker, main
@@ -82,7 +83,7 @@ def _write(run: Run, worker: Worker, training: dict[str, Any], results: dict[str
     wanted = [LABEL, FILE, ROW] + ([GROUP] if dataset.has_group else [])
     truth = {split: columns(run.dataset, split, wanted) for split in results}
     judged = {
-        split: metrics.judge(dataset.task, truth[split][LABEL], results[split], truth[split].get(GROUP))
+        split: metrics.judge(dataset.task, truth[split][LABEL], results[split], truth[split].get(GROUP), MISSING)
         for split in results
     }
     labels, predictions = truth["test"][LABEL], results["test"]

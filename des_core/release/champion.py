@@ -26,7 +26,7 @@ from des_core.contracts import FILE, LABEL, ROW, TIME, Dataset, FieldSpec, Refer
 from des_core.data import drift
 from des_core.data.batches import Stream, columns_of
 from des_core.errors import ConfigError, DataError, UserError
-from des_core.release import checks, daily, registry
+from des_core.release import checks, registry
 from des_core.release.gate import Champion, NewRows, read_table
 from des_core.release.slices import sample_ids
 from des_core.run import Day, Run
@@ -95,7 +95,7 @@ def score_new(run: Run) -> tuple[Reference, bool]:
     measured = drift.measure(
         root, Dataset.load(run.dataset).fields, day.as_of, earlier[-run.config.recurring.max_days :]
     )
-    changes = {"drift": measured, "accepted": daily.accepted(run.config, day.days)}
+    changes = {"drift": measured, "accepted": day.accepted}
     return record.model_copy(update=changes).write(run.path("new_rows.json")), False
 
 

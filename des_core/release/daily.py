@@ -139,6 +139,7 @@ def _pin(config: Config, as_of: str, parts: Mapping[str, PartManifest]) -> Run:
         checkpoint=checkpoint,
         kept=tuple(sorted(kept)),
         trained_through=parent.trained_through if parent else 0,
+        accepted=accepted(config, days),
     )
     return pin(config, dataset, day)
 

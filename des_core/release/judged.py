@@ -138,6 +138,8 @@ def metrics(report: Document, verdict: Document | None, rows_name: str) -> Html:
             row += [_with_interval(signed(difference), apart, sign=True) if difference is not None else ""]
         if valid.get("samples"):
             row.append(number(valid.get(key)))
+        if key == "gauc" and report.get("without_group"):
+            meaning += f"; {report['without_group']:,} rows without a group are left out"
         rows.append([*row, soft(meaning)])
     samples = f"{report['samples']:,} {rows_name} rows"
     samples += f", {valid['samples']:,} valid rows" if valid.get("samples") else ""

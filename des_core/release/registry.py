@@ -590,8 +590,10 @@ def _log_numbers(client: MlflowClient, run_id: str, config: Config, report: dict
 
 def _log_pages(client: MlflowClient, run_id: str, run: Run) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(run.config.recorded.model_dump(mode="json"), indent=1))
-        (Path(folder) / "environment.txt").write_text(lineage.environment())
+        (Path(folder) / "config.json").write_text(
+            json.dumps(run.config.recorded.model_dump(mode="json"), indent=1), "utf-8"
+        )
+        (Path(folder) / "environment.txt").write_text(lineage.environment(), "utf-8")
         for page in PAGES:
             if storage.exists(run.path(page)):
                 (Path(folder) / page).write_bytes(storage.read_bytes(run.path(page)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,6 +166,38 @@ def test_ctrl_c_is_one_line_and_code_130(tmp_path: Path) -> None:
     assert json.loads(out.splitlines()[-1]) == {"error": "interrupted", "code": 130}
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_a_signal_ends_says_how_to_go_on(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    words = ("run", "-c", str(ROOT / "configs/demo.toml"), "--set", f"run.dir={tmp_path}", "--json")
+    with start(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        # The first step is done: the pipeline is at work.
+        first = process.stdout.readline()
+        process.send_signal(number)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert first.startswith("event=done")
+    line = "interrupted; the same command goes on from what is done"
+    assert (process.returncode, err.splitlines()[-1]) == (code, f"error: {line}")
+    assert json.loads(out.splitlines()[-1]) == {"error": line, "code": code}
+
+
+def test_a_locale_without_our_letters_is_no_error(tmp_path: Path, toml: str) -> None:
+    environment = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    odd = tmp_path / "ü"
+    odd.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        words = ("compile", "-c", toml, "-o", str(odd / "pipeline.yaml"))
+        with start(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert "/pipeline.yaml" in out and out.isascii() and (odd / "pipeline.yaml").exists()
+
+
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)
@@ -205,5 +239,7 @@ def test_a_plan_on_a_terminal_is_tables(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_the_registry_is_shown_by_its_command_or_its_address() -> None:
-    assert summary.mlflow_ui("sqlite:////a b/mlflow.db") == "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'"
+    words = shlex.split(summary.mlflow_ui("sqlite:////a b/mlflow.db"))
+    assert words[1:] == ["ui", "--backend-store-uri", "sqlite:////a b/mlflow.db"]
+    assert shutil.which(words[0]), "it runs from where one stands"
     assert summary.mlflow_ui("http://mlflow:5000") == "http://mlflow:5000"

@@ -306,6 +306,16 @@ def test_a_later_day_takes_in_what_was_accepted_and_what_came_late(week: Week, t
     assert refused.code == 2 and f"days in quarantine: {SHUFFLED}" in refused.error
     assert des(week.folder, "day", "accept", SHUFFLED, *here).code == 0
     assert not des(week.folder, "day", "list", *here).answer["quarantined"]
+    # The day itself, again: another run, whose judgement knows that a person took it.
+    before = week.day(SHUFFLED)
+    own = load_config(week.folder / "week.toml", (f"run.dir={tmp_path}/runs",))
+    with registry._client(own.registry.tracking_uri) as client:
+        client.set_registered_model_alias("week", "champion", before.day.champion if before.day else "")
+    anew = daily.pin_day(own, SHUFFLED, _stages.day_parts(own, SHUFFLED))
+    assert anew.day is not None and anew.day.accepted == (SHUFFLED,) and anew.key != before.key
+    assert not storage.exists(anew.path("new_rows.json"))
+    with registry._client(own.registry.tracking_uri) as client:
+        client.set_registered_model_alias("week", "champion", "6")
     config = load_config(week.folder / "week.toml", (f"run.dir={tmp_path}/runs",))
     ready = week.folder / f"logs/{LATE}.ready"
     ready.touch()
