@@ -59,21 +59,22 @@ def run(config: Config, as_of: str, tell: Callable[[dict[str, str]], None]) -> d
     holder = f"{os.getpid()}:{uuid.uuid4().hex[:8]}"
     status = status_uri(config, holder)
     log_path = folder / "run.log"
-    with open(log_path, "w", encoding="utf-8") as file, Progress(QUIET_S) as progress:
-        router = Router(file, progress, tell)
-        try:
-            with (
-                told_to_end(),
-                lease.held(config, holder, os.getpid()),
-                redirect_stdout(router),
-                _interpreter(holder) as scratch,
-            ):
+    try:
+        # The log of another run, which may be at work, is not touched before the lease is ours.
+        with (
+            told_to_end(),
+            lease.held(config, holder, os.getpid()),
+            open(log_path, "w", encoding="utf-8") as file,
+            Progress(QUIET_S) as progress,
+        ):
+            router = Router(file, progress, tell)
+            with redirect_stdout(router), _interpreter(holder) as scratch:
                 finished = _run_dag(config, as_of, scratch)
             if not finished:
                 raise _failure(status, router, log_path)
-        finally:
-            lease.release(config, holder)
-            storage.delete(status)
+    finally:
+        lease.release(config, holder)
+        storage.delete(status)
     return router.done
 
 

@@ -90,7 +90,7 @@ def blocks(path: str, delimiter: str, quoting: bool, width: int = 0) -> Iterator
             data[-SLACK:] = 0
             if fresh:
                 if (data[: min(count, 65536)] == 0).any():
-                    raise DataError(f"{path}: holds binary data, not text; check source.format and the file's ending")
+                    raise DataError(f"{path}: holds {_binary(data)}")
                 data = data[len(_BOM) if data[: len(_BOM)].tobytes() == _BOM else 0 :]
             block, consumed, line = _cut(data, ord(delimiter), quote, width, line, last=not count)
             rest = data[consumed:-SLACK]
@@ -105,12 +105,32 @@ def blocks(path: str, delimiter: str, quoting: bool, width: int = 0) -> Iterator
 def _opened(path: str) -> Iterator[Any]:
     filesystem, inner = storage.resolve(path)
     try:
-        with filesystem.open_input_stream(inner) as stream:
+        with filesystem.open_input_stream(inner, compression=packing_of(inner)) as stream:
             yield stream
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; correct the path") from None
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read, is it whole? ({one_line(error)})") from None
+
+
+def packing_of(path: str) -> str | None:
+    """How a file is packed by its ending, in capitals too."""
+    try:
+        name: str = pa.Codec.detect(path.lower()).name
+    except (TypeError, ValueError):
+        # Pyarrow raises either where the ending names no codec.
+        return None
+    return name
+
+
+def _binary(data: Array) -> str:
+    """What a file that is no text is, and what to do."""
+    first = data[:4].tobytes()
+    if first[:2] == b"\x1f\x8b":
+        return "gzip without the ending .gz; rename it"
+    if first == b"PK\x03\x04":
+        return "a zip archive; unpack it, or pack it by gzip"
+    return "binary data, not text; check source.format and the file's ending"
 
 
 def one_line(error: BaseException) -> str:

@@ -131,7 +131,8 @@ class _Encoder:
     def _derived(self, values: pa.Array, field: FieldSpec) -> pa.Array:
         """Texts or numbers made of a column."""
         if field.derive.startswith("regex:"):
-            return self._first_groups(values, re.compile(field.derive.removeprefix("regex:")))
+            several = field.separator if field.kind == "multi" else ""
+            return self._matches(values, re.compile(field.derive.removeprefix("regex:")), several)
         if field.column not in self._micros:
             micros_R, absent_R, bad_R = to_micros(values, self._timezone, self._missing)
             self._fault(bad_R, field.column, values, "neither unix seconds nor ISO 8601")
@@ -140,12 +141,22 @@ class _Encoder:
         part = {"hour": pc.hour, "weekday": pc.day_of_week, "year": pc.year}[field.derive]
         return part(times)
 
-    def _first_groups(self, values: pa.Array, pattern: re.Pattern[str]) -> pa.Array:
-        """What the pattern's first group finds (all of it, if it has none), null where it finds nothing."""
+    def _matches(self, values: pa.Array, pattern: re.Pattern[str], separator: str) -> pa.Array:
+        """A match's first group, or all of it where the pattern has no group; null where there is no match.
+
+        Args:
+            separator: of a list, which has every match; empty: the first match alone.
+        """
         distinct = without_missing(as_text(values), self._missing).dictionary_encode()
         group = min(pattern.groups, 1)
-        found = [pattern.search(text) for text in distinct.dictionary.to_pylist()]
-        return pa.array([match and match[group] for match in found], pa.string()).take(distinct.indices)
+
+        def found(text: str) -> str | None:
+            if separator:
+                return separator.join(filter(None, (match[group] for match in pattern.finditer(text)))) or None
+            first = pattern.search(text)
+            return first and first[group]
+
+        return pa.array([found(text) for text in distinct.dictionary.to_pylist()], pa.string()).take(distinct.indices)
 
     def _one_value(self, values: pa.Array, field: FieldSpec) -> None:
         if pa.types.is_nested(values.type):
@@ -225,9 +236,22 @@ def _unsaid(values: pa.Array, index: int) -> str:
 def _lists(values: pa.Array, separator: str) -> tuple[I64, pa.Array]:
     """Offsets [R + 1] from 0 and the listed values, of lists or of texts with a separator."""
     kind = values.type
+    if pa.types.is_struct(kind) or pa.types.is_map(kind) or (hasattr(kind, "value_type") and _is_nested_list(kind)):
+        raise DataError(f"values of type {kind} are no list of plain values; flatten them before")
     if pa.types.is_fixed_size_list(kind):
         values = values.cast(pa.list_(kind.value_type))
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        # Arrow's own cast loses count where a view is null.
+        values = pa.array(values.to_pylist(), pa.large_list(kind.value_type))
     if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
         values = pc.split_pattern(as_text(values), separator)
+        listed = pc.utf8_trim_whitespace(values.flatten())
+    else:
+        listed = values.flatten()
     lengths_R = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False)
-    return np.append(0, np.cumsum(lengths_R)).astype(np.int64), values.flatten()
+    return np.append(0, np.cumsum(lengths_R)).astype(np.int64), listed
+
+
+def _is_nested_list(kind: pa.DataType) -> bool:
+    """Whether a list's values are lists, structs or maps themselves."""
+    return not pa.types.is_dictionary(kind) and bool(pa.types.is_nested(kind.value_type))

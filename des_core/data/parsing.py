@@ -45,12 +45,23 @@ def is_text(array: pa.Array) -> bool:
 
 
 def without_missing(array: pa.Array, missing: Sequence[str]) -> pa.Array:
-    """``array`` with null for the texts that mean: no value."""
-    if not missing or not is_text(array):
+    """``array`` with null for what means: no value, also where it is written as a number (-1 for "-1")."""
+    if not missing:
         return array
+    if not is_text(array):
+        return _numbers_without_missing(array, missing)
     array = as_text(array)
     absent = pc.is_in(array, value_set=pa.array(missing, array.type))
     return pc.if_else(absent, pa.scalar(None, array.type), array)
+
+
+def _numbers_without_missing(array: pa.Array, missing: Sequence[str]) -> pa.Array:
+    numbers = [float(text) for text in missing if _is_number(text)]
+    kind = array.type
+    if not numbers or not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        return array
+    absent = pc.is_in(pc.cast(array, pa.float64(), safe=False), value_set=pa.array(numbers))
+    return pc.if_else(absent, pa.scalar(None, kind), array)
 
 
 def column_without_missing(column: pa.ChunkedArray, missing: Sequence[str]) -> pa.ChunkedArray:
@@ -71,6 +82,7 @@ def to_numbers(array: pa.Array, missing: Sequence[str] = ()) -> tuple[F64, Bool]
     else:
         try:
             plain = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+            plain = without_missing(plain, missing)
             values_R, bad_R = _as_floats(pc.cast(plain, pa.float64(), safe=False)), np.zeros(len(array), np.bool_)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return np.full(len(array), np.nan), np.asarray(array.is_valid())

@@ -124,7 +124,8 @@ def _match(scheme: str, base: str, globs: list[str]) -> Iterator[str]:
         yield scheme + base
         return
     first, rest = globs[0], globs[1:]
-    if not re.search(r"[*?\[]", first):
+    # A folder may have a bracket in its name.
+    if not re.search(r"[*?\[]", first) or _kind(f"{scheme}{base}/{first}") != pafs.FileType.NotFound:
         yield from _match(scheme, f"{base}/{first}", rest)
         return
     if first == "**":
@@ -169,7 +170,7 @@ def _as_regex(glob: str) -> str:
     def translate(found: re.Match[str]) -> str:
         token = found[0]
         if len(token) > 2 and token[0] == "[":
-            return token.replace("[!", "[^", 1)
+            return f"(?:{token.replace('[!', '[^', 1)}|{re.escape(token)})"
         return pieces.get(token, re.escape(token))
 
     return re.sub(r"\*\*/|\*\*|\[!?[^\]]+\]|.", translate, glob)

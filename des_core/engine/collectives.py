@@ -31,6 +31,8 @@ PIECE_BYTES = 1 << 19
 LINK_NUMBERS = 1 << 18
 """Sent to each worker to measure bandwidth."""
 BEAT_S = 1.0
+JOIN_S = 2.0
+"""For the heartbeat's thread to end: the store may have stopped answering."""
 SILENCE_S = 25.0
 """A worker that has not beaten for this long is taken for lost."""
 
@@ -84,8 +86,14 @@ class Collectives:
         dist.destroy_process_group()
 
     def barrier(self) -> None:
-        """Wait for all workers; not counted."""
-        dist.all_reduce(torch.zeros(1, device=self.device))
+        """Wait for all workers; not counted.
+
+        On a GPU a collective is only enqueued when it returns: the host waits for its result, or files of other
+        workers would be taken for written too early.
+        """
+        arrived = torch.zeros(1, device=self.device)
+        dist.all_reduce(arrived)
+        arrived.item()
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
@@ -194,9 +202,10 @@ class Collectives:
 
 @contextmanager
 def heartbeat(lost: Callable[[int, float], None]) -> Iterator[None]:
-    """Beat while the block runs, and call ``lost(worker, silent seconds)`` for a peer whose heart stopped.
+    """Beat while the block runs, and call ``lost(worker, silent seconds)`` when a heart stopped.
 
-    The store lives in the launcher's process, so it outlives any worker.
+    Each worker watches the next one, so a beat costs two calls of the store whatever the number of workers. The store
+    lives in a launcher's process; where that, or its machine, stops answering, ``lost`` is called with worker -1.
     """
     rank, workers = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = TCPStore(
@@ -207,25 +216,37 @@ def heartbeat(lost: Callable[[int, float], None]) -> Iterator[None]:
         timeout=timedelta(seconds=SILENCE_S),
     )
     ended = threading.Event()
+    # What the store last said, and when: its own time limit does not hold where its process is frozen.
+    answered = [time.monotonic()]
+    watched = (rank + 1) % workers
 
     def beat() -> None:
-        seen: dict[int, tuple[int, float]] = {}
+        seen, since = -1, time.monotonic()
         while not ended.wait(BEAT_S):
             store.add(f"des/beat/{rank}", 1)
-            now = time.monotonic()
-            for peer in range(workers):
-                count = store.add(f"des/beat/{peer}", 0)
-                if peer not in seen or seen[peer][0] != count:
-                    seen[peer] = (count, now)
-                elif now - seen[peer][1] > SILENCE_S:
-                    lost(peer, now - seen[peer][1])
-                    return
+            count = store.add(f"des/beat/{watched}", 0)
+            now = answered[0] = time.monotonic()
+            if count != seen:
+                seen, since = count, now
+            elif now - since > SILENCE_S:
+                lost(watched, now - since)
+                return
 
-    thread = threading.Thread(target=beat, daemon=True, name="heartbeat")
-    thread.start()
+    def guard() -> None:
+        while not ended.wait(BEAT_S):
+            silent_s = time.monotonic() - answered[0]
+            if silent_s > SILENCE_S:
+                lost(-1, silent_s)
+                return
+
+    threads = [threading.Thread(target=target, daemon=True, name="heartbeat") for target in (beat, guard)]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
-        # A thread inside the store's C++ while the interpreter goes down would abort the process.
+        # A thread inside the store's C++ while the interpreter goes down would abort the process, so it is waited
+        # for; but not for ever, where the store has stopped answering.
         ended.set()
-        thread.join()
+        for thread in threads:
+            thread.join(JOIN_S)

@@ -30,7 +30,7 @@ from des_core.engine.collectives import WAYS, Collectives, entry
 from des_core.engine.evaluator import columns, predict
 from des_core.engine.plan import Link, Traffic, balances, home_edges
 from des_core.engine.worker import Due, NotFinite, Ready, Worker, main
-from des_core.errors import CheckpointError, UserError
+from des_core.errors import CheckpointError, DesError, UserError
 from des_core.run import Run
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -469,10 +469,16 @@ def find_checkpoint(run: Run, worker: Worker) -> Reference:
     found: list[tuple[int, Reference]] = []
     other: Reference | None = None
     for name in storage.list_folder(root):
-        reference = checkpoint.last(storage.join(root, name))
-        if reference is None:
+        try:
+            reference = checkpoint.last(storage.join(root, name))
+            if reference is None:
+                continue
+            manifest = checkpoint.Manifest.load(reference)
+        except (DesError, ValueError) as error:
+            # A neighbour's: this run does without it.
+            if int(os.environ.get("RANK", "0")) == 0:
+                log.emit("skipped", checkpoint=storage.join(root, name), why=" ".join(str(error).split())[:200])
             continue
-        manifest = checkpoint.Manifest.load(reference)
         step, limit = manifest.trainer["step"], run.config.train.max_steps
         if manifest.trajectory == run.trajectory and (not limit or step <= limit) and not manifest.trainer["done"]:
             found.append((step, reference))

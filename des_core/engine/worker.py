@@ -435,7 +435,7 @@ def main(role: Callable[[Run, Collectives, bool, bool], None]) -> None:
         day = inputs.get("day")
         run = pin(config, Reference.parse(arguments.dataset), Day.model_validate(day) if day else None)
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        with heartbeat(partial(_lost, rank)):
+        with heartbeat(partial(_lost, rank)), _reported(rank):
             peers = Collectives(device_of(config))
             _join(peers)
             role(run, peers, arguments.resume, arguments.profile)
@@ -444,10 +444,31 @@ def main(role: Callable[[Run, Collectives, bool, bool], None]) -> None:
         _report(error.exit_code, str(error), rank)
         sys.exit(error.exit_code)
     except Exception as error:
-        # In one piece, because other workers write to the same log.
-        os.write(sys.stderr.fileno(), traceback.format_exc().encode())
-        _report(1, f"worker {rank} crashed ({type(error).__name__}: {str(error)[:200]})", rank)
-        sys.exit(1)
+        sys.exit(_crashed(error, rank))
+
+
+@contextlib.contextmanager
+def _reported(rank: int) -> Iterator[None]:
+    """A failure inside is reported before anything else is waited for, and this process leaves without more ado.
+
+    Its peers may be gone, and then neither the heartbeat's thread nor torch's own would end in time.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = _crashed(error, rank) if not isinstance(error, DesError) else error.exit_code
+        if isinstance(error, DesError):
+            _report(code, str(error), rank)
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _crashed(error: Exception, rank: int) -> int:
+    """Tell of an error that nobody foresaw; the exit code."""
+    # In one piece, because other workers write to the same log.
+    os.write(sys.stderr.fileno(), "".join(traceback.format_exception(error)).encode())
+    _report(1, f"worker {rank} crashed ({type(error).__name__}: {str(error)[:200]})", rank)
+    return 1
 
 
 def _join(peers: Collectives) -> None:
@@ -458,8 +479,9 @@ def _join(peers: Collectives) -> None:
 
 
 def _lost(rank: int, peer: int, silent_s: float) -> None:
-    """A peer's heart stopped: say which, and leave at once, for this process waits in a collective."""
-    _report(1, f"worker {peer} has not answered for {silent_s:.0f} s (killed, frozen or cut off)", rank)
+    """Say whose heart stopped, a peer's or the store's (-1), and leave at once: this process waits in a collective."""
+    who = f"worker {peer}" if peer >= 0 else "the rendezvous store, beside worker 0,"
+    _report(1, f"{who} has not answered for {silent_s:.0f} s (killed, frozen or cut off)", rank)
     os._exit(1)
 
 

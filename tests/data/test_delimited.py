@@ -161,7 +161,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, data: bytes | None
 
 
 def test_packed_files(tmp_path: Path) -> None:
-    for ending, codec in ((".gz", "gzip"), (".zst", "zstd")):
+    for ending, codec in ((".gz", "gzip"), (".zst", "zstd"), (".GZ", "gzip")):
         path = tmp_path / f"log.csv{ending}"
         with pa.CompressedOutputStream(str(path), codec) as stream:
             stream.write(b"a,b\n1,2\n")

@@ -95,6 +95,11 @@ def test_the_first_group_of_a_pattern() -> None:
     assert features(spec(derive=r"regex:\d+"), f=titles) == {"f": keys("1979", None, None, "1979")}
     assert features(spec(derive=r"regex:\((\d+)\)", kind="numeric"), f=titles) == {"f": [1979, None, None, 1979]}
     assert features(spec(derive=r"regex:^(\w+)", kind="multi", separator="l"), f=["Alien"]) == {"f": [keys("A", "ien")]}
+    # A list takes all that is found, another field the first.
+    assert features(spec(derive=r"regex:#(\w+)", kind="multi"), f=["#a b #c", "none"]) == {
+        "f": [keys("a", "c"), keys(None)]
+    }
+    assert features(spec(derive=r"regex:#(\w+)"), f=["#a b #c"]) == {"f": keys("a")}
     assert features(spec(derive=r"regex:(?<=0)7"), f=["007"]) == {"f": keys("7")}
     assert features(spec(derive=r"regex:(\d)$"), f=[17, 23]) == {"f": keys("7", "3")}
 
@@ -161,3 +166,28 @@ def test_fields_follow_from_the_format() -> None:
     assert {"user", "item", "tags", "price"} <= {field.name for field in of("synthetic")}
     assert [field.name for field in of("criteo", fields=[{"name": "C1"}])] == ["C1"]
     assert keys(None)[0] == MISSING
+
+
+def test_blanks_around_listed_values_are_none_of_theirs() -> None:
+    assert features(spec(kind="multi"), f=["Comedy| Drama |", " | "]) == {"f": [keys("Comedy", "Drama"), keys(None)]}
+    assert features(spec(kind="multi"), f=[[" Drama"]]) == {"f": [keys(" Drama")]}, "typed values stay as they are"
+
+
+@pytest.mark.parametrize("make", [pa.list_, pa.large_list, pa.list_view, pa.large_list_view])
+def test_lists_of_every_type(make: Any) -> None:
+    values = pa.array([["a", "b"], [], None, ["c"]], make(pa.string()))
+    assert features(spec(kind="multi"), f=values) == {"f": [keys("a", "b"), keys(None), keys(None), keys("c")]}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.list_(pa.list_(pa.int64())),
+        pa.list_(pa.struct([("x", pa.int64())])),
+        pa.struct([("x", pa.int64())]),
+        pa.map_(pa.string(), pa.int64()),
+    ],
+)
+def test_nested_values_are_no_list(kind: pa.DataType) -> None:
+    with pytest.raises(DataError, match=r"field f: values of type .* are no list of plain values; flatten them"):
+        features(spec(kind="multi"), f=pa.nulls(2, kind))

@@ -128,3 +128,11 @@ def test_days_are_local() -> None:
 def test_unknown_zone() -> None:
     with pytest.raises(ConfigError, match="Mars/Base"):
         check_timezone("Mars/Base")
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.int8(), pa.float32(), pa.decimal128(25, 1)])
+def test_a_typed_number_can_mean_no_value_too(kind: pa.DataType) -> None:
+    found, bad = to_numbers(pa.array([3, -1, None, 0]).cast(kind), ["", "-1", "NA"])
+    assert np.isnan(found).tolist() == [False, True, True, False] and not bad.any()
+    _, absent, bad = to_micros(pa.array([1_767_225_600, -1]), "UTC", ["-1"])
+    assert (absent.tolist(), bad.tolist()) == ([False, True], [False, False])

@@ -43,6 +43,7 @@ def names(files: list[str], root: Path) -> list[str]:
         ("2026-02-01", ["2026-02-01/a.csv", "2026-02-01/b.csv"]),
         ("odd [1]/x.csv", ["odd [1]/x.csv"]),
         ("odd [1]", ["odd [1]/x.csv"]),
+        ("odd [1]/*.csv", ["odd [1]/x.csv"]),
         (".", ["2026-01-01.csv", "2026-01-02.csv", "2026-01-03.csv.gz", "2026-13-01.csv", "part-0001"]),
         ("{day}.csv", ["2026-01-01.csv", "2026-01-02.csv"]),
     ],
@@ -128,3 +129,13 @@ def test_what_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pyt
         log.write_text(text)
         os.utime(log, (changed, changed))
         assert (ask(), len(read)) == (sha256, reads)
+
+
+def test_days_in_a_folder_with_a_bracket_in_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "a[bc]"
+    folder.mkdir()
+    (folder / "2026-01-01.csv").touch()
+    assert list(days_of_paths(str(folder / "{day}.csv"), "csv")) == ["2026-01-01"]
+    (tmp_path / "ab").mkdir()
+    (tmp_path / "ab/2026-01-01.csv").touch()
+    assert files_of(str(folder / "*.csv"), "csv") == [str(folder / "2026-01-01.csv")], "the folder that there is"
