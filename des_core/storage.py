@@ -19,7 +19,8 @@ from typing import Any, BinaryIO, cast
 
 from pyarrow import fs as pafs
 
-from des_core.errors import StorageError, UserError
+from des_core import remote
+from des_core.errors import StorageError, UnavailableError, UserError
 
 CONNECT_S, REQUEST_S = 5.0, 60.0
 """An object store that does not answer this long is tried again, and after three times it is an error."""
@@ -29,7 +30,8 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system and the path inside it for a local path or an address; names are taken as they stand.
 
     Raises:
-        StorageError: no such bucket, or its store does not answer.
+        StorageError: no such bucket, or no right to it.
+        UnavailableError: the store does not answer.
         UserError: an address of another kind, or with a password in it.
     """
     scheme, mark, rest = uri.partition("://")
@@ -51,7 +53,11 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
 
 @cache
 def _store(scheme: str, bucket: str, endpoint: str) -> pafs.FileSystem:
-    """One client per bucket, which was seen to be there."""
+    """One client per bucket, which was seen to be there; a store that does not answer yet is waited for."""
+    return remote.wait_for(f"{scheme}://{bucket}", lambda: _open(scheme, bucket, endpoint), remote.patience_s())
+
+
+def _open(scheme: str, bucket: str, endpoint: str) -> pafs.FileSystem:
     try:
         if scheme == "gs":
             filesystem = pafs.GcsFileSystem()
@@ -69,7 +75,8 @@ def _store(scheme: str, bucket: str, endpoint: str) -> pafs.FileSystem:
     except OSError as error:
         at = f" at {endpoint}" if endpoint else ""
         reason = " ".join(str(error).split())
-        raise StorageError(f"{scheme}://{bucket}{at} cannot be reached: {reason}; check address and rights") from None
+        kind = UnavailableError if remote.passing(error) else StorageError
+        raise kind(f"{scheme}://{bucket}{at} cannot be reached: {reason}; check address and rights") from None
     if not there:
         raise StorageError(f"{scheme}://{bucket}: no such bucket; create it or correct the address")
     return filesystem

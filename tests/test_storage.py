@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from des_core import storage
 from des_core.contracts import Part, Reference
 from des_core.data import paths
-from des_core.errors import DataError, StorageError, UserError
+from des_core.errors import DataError, StorageError, UnavailableError, UserError
 
 
 @pytest.fixture(params=["path", "file", "s3"])
@@ -139,10 +140,28 @@ def test_a_store_that_does_not_answer_is_named_in_time(bucket: str, monkeypatch:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     start = time.monotonic()
     with pytest.raises(
-        StorageError, match=rf"^{bucket} at {endpoint} cannot be reached: .*; check address and rights$"
+        UnavailableError, match=rf"^{bucket} at {endpoint} cannot be reached: .*; check address and rights \(waited"
     ):
         storage.exists(f"{bucket}/a")
     assert time.monotonic() - start < 15
+
+
+def test_a_store_that_comes_late_is_waited_for(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    late = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    timer = threading.Timer(2.0, late.start)
+    timer.start()
+    try:
+        # An answer, and a final one: nobody has made a bucket there.
+        with pytest.raises(StorageError, match=r"no-bucket-yet: no such bucket"):
+            storage.exists("s3://no-bucket-yet/a")
+    finally:
+        timer.join()
+        late.stop()
 
 
 def test_a_store_that_goes_away_is_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,8 @@ from des_core.errors import BusyError, DesError, UserError
 PROCESS_S, PIPELINE_S = 90.0, 1800.0
 """A lease ends this long after it was renewed last: one of a process, and of a pipeline whose next pod must start."""
 
+LONGEST_S = 2 * PIPELINE_S
+"""From now on: no lease is longer, even on a clock that differs."""
 RENEW_S = 20.0
 SETTLE_S = 0.2
 LOOK_S = 1.0
@@ -131,7 +133,18 @@ def held(config: Config, holder: str, pid: int = 0) -> Iterator[None]:
 
 
 def _read(uri: str) -> Lease | None:
-    return Lease.model_validate(storage.read_json(uri)) if storage.exists(uri) else None
+    """The lease that there is; one that is not ours to believe is none, and a line says so."""
+    if not storage.exists(uri):
+        return None
+    try:
+        lease = Lease.model_validate(storage.read_json(uri))
+    except ValueError:
+        log.emit("lease", why=f"{uri} is no lease (damaged?); it is replaced")
+        return None
+    if lease.expires > time.time() + LONGEST_S:
+        log.emit("lease", why=f"{uri} ends later than any lease may (another clock?); it is replaced")
+        return None
+    return lease
 
 
 def _refuse(config: Config, lease: Lease | None) -> NoReturn:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-import urllib.error
 import urllib.request
 from typing import Any
 
-from des_core import log, storage
+from des_core import log, remote, storage
 from des_core.config import Config
 from des_core.contracts import Reference
+from des_core.errors import UnavailableError
 from des_core.release.gate import Verdict
 
 TIMEOUT_S = 10.0
+WAIT_S = 30.0
+"""For a webhook that does not answer: the run itself is over."""
 
 
 def outcome(config: Config, status: dict[str, Any], failure: str) -> dict[str, Any]:
@@ -52,11 +54,24 @@ def post(config: Config, told: dict[str, Any]) -> None:
     if not address:
         return
     try:
-        request = urllib.request.Request(
-            address, json.dumps(told).encode(), {"Content-Type": "application/json"}, method="POST"
-        )
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S):
-            return
-    except (urllib.error.URLError, OSError, ValueError) as error:
+        remote.wait_for("the webhook", lambda: _send(address, told), min(WAIT_S, remote.patience_s()))
+    except (UnavailableError, OSError, ValueError) as error:
         # Not the address: it may hold a token.
         log.emit("notice_failed", why=str(getattr(error, "reason", error)))
+
+
+def _send(address: str, told: dict[str, Any]) -> None:
+    """One attempt.
+
+    Raises:
+        UnavailableError: the webhook's server may take it later.
+    """
+    request = urllib.request.Request(
+        address, json.dumps(told).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    try:
+        urllib.request.urlopen(request, timeout=TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        if remote.passing(error):
+            raise UnavailableError(str(getattr(error, "reason", error))) from None
+        raise

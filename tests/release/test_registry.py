@@ -593,11 +593,24 @@ class Link:
         for one in self._pairs:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-        threading.Timer(seconds, lambda: setattr(self, "open", True)).start()
+        timer = threading.Timer(seconds, lambda: setattr(self, "open", True))
+        timer.daemon = True
+        timer.start()
+
+    def close(self) -> None:
+        """Break all connections and take no more."""
+        self.open = False
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        for one in self._pairs:
+            one.close()
 
     def _accept(self) -> None:
         while True:
-            near, _ = self._server.accept()
+            try:
+                near, _ = self._server.accept()
+            except OSError:
+                return
             if not self.open:
                 near.close()
                 continue
@@ -611,8 +624,8 @@ class Link:
         with contextlib.suppress(OSError):
             while data := one.recv(1 << 16):
                 other.sendall(data)
-        with contextlib.suppress(OSError):
-            other.shutdown(socket.SHUT_RDWR)
+        for end in (one, other):
+            end.close()
 
 
 def test_a_registry_that_goes_away_while_registering_is_waited_for(
@@ -643,9 +656,10 @@ def test_a_registry_that_goes_away_while_registering_is_waited_for(
     # Not in the time that it was given.
     (tmp_path / "late").mkdir()
     late = Line(tmp_path / "late", ("run.name=hasty", "registry.wait_s=1", f"registry.tracking_uri={uri}"))
-    link.cut(5.0)
+    link.cut(60.0)
     with pytest.raises(UnavailableError, match="cannot be reached"):
         registry.register(late.whole(), ACCEPT, export)
+    link.close()
 
 
 def test_a_model_is_looked_up_where_the_config_or_the_environment_says(
