@@ -251,7 +251,12 @@ def test_what_cannot_be_read(
         ("log.parquet", b"PAR1 and then nothing", "parquet", "not a whole Parquet file"),
         ("log.parquet", None, "parquet", "no such file"),
         ("log.csv", b"\x89PNG\0\0", "csv", "binary data"),
-        ("log.csv", gzip.compress(b"user,label\nu,1\n"), "csv", "holds gzip without the ending .gz; rename it"),
+        (
+            "log.csv",
+            gzip.compress(b"user,label\nu,1\n", mtime=0),
+            "csv",
+            "holds gzip without the ending .gz; rename it",
+        ),
         ("log.csv", b"PK\x03\x04\0\0user,label\n", "csv", "holds a zip archive; unpack it"),
     ],
 )
