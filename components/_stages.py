@@ -146,15 +146,14 @@ def day_parts(config: Config, as_of: str) -> dict[str, PartManifest]:
     """The day parts up to ``as_of``, made where they are missing.
 
     Raises:
-        DataError: that day has no logs.
+        DataError: that day has no logs, or unusable ones.
     """
-    from des_core.data import features
     from des_core.release import daily
 
     files = daily.closed(config, as_of)
     if as_of not in files:
         raise DataError(f"{as_of}: no logs of that day; there are {', '.join(files) or 'none'}")
-    return features.ingest_days(config, files)
+    return daily.ingest(config, files, as_of)
 
 
 def ingest(config: Config, day: str | None = None) -> Done:
@@ -301,6 +300,8 @@ def _known_day(config: Config, as_of: str) -> Run | None:
     sides = known.of(join.path for join in sources.source_of(config).join)
     found: dict[str, PartManifest] = {}
     for day, files in daily.closed(config, as_of).items():
+        if day != as_of and daily.unusable(config, day, files):
+            continue
         part = parts.whole_part(root, day)
         made_of = (*known.of(files), *sides)
         if part is None or (part.spec, part.sources) != (config.features_digest, made_of):

@@ -8,7 +8,7 @@ Source: method.md, sections 5 and 6.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from des_core import storage
 from des_core.config import Config, SourceConfig
@@ -89,14 +89,30 @@ def day_files(config: Config) -> dict[str, list[str]]:
     return source_files(config)
 
 
-def ingest_days(config: Config, files: Mapping[str, Sequence[str]]) -> dict[str, PartManifest]:
-    """The parts of days, made where they are missing or their logs have changed."""
+def ingest_days(
+    config: Config,
+    files: Mapping[str, Sequence[str]],
+    unusable: Callable[[str, DataError], None] | None = None,
+) -> dict[str, PartManifest]:
+    """The parts of days, made where they are missing or their logs have changed.
+
+    Args:
+        unusable: called with a day whose logs are broken, empty or too bad, and why; the day is left out.
+
+    Raises:
+        DataError: a day's logs are unusable, and nobody is called.
+    """
     source = source_of(config)
     check_source(source)
     ingestion = Ingestion(config, source)
     parts: dict[str, PartManifest] = {}
     for day, paths in sorted(files.items()):
-        parts |= ingestion.parts(Job(day, tuple(paths)))
+        try:
+            parts |= ingestion.parts(Job(day, tuple(paths)))
+        except DataError as error:
+            if unusable is None:
+                raise
+            unusable(day, error)
     return parts
 
 

@@ -21,10 +21,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from des_core import storage
+from des_core import log, storage
 from des_core.config import Config
 from des_core.contracts import Dataset, FieldSpec, Record
 from des_core.data import features, windows
+from des_core.data.digests import Digests
 from des_core.data.parts import PartManifest, manifest_uri
 from des_core.errors import ConfigError, DataError, UserError
 from des_core.release import registry
@@ -39,9 +40,12 @@ class Quarantine(Record):
 
     day: str
     manifest: str
-    """sha256 of the day's part as it was judged: repaired and ingested again, it is another."""
+    """sha256 of the day's part as it was judged: repaired and ingested again, it is another. Empty: the day's logs
+    could not be ingested at all."""
     reasons: tuple[str, ...]
-    run_key: str
+    run_key: str = ""
+    logs: tuple[str, ...] = ()
+    """Of a day that could not be ingested: digests of how its logs are read, and of the logs."""
 
 
 def yesterday(config: Config) -> str:
@@ -220,6 +224,41 @@ def quarantine(run: Run, days: Sequence[str], reasons: tuple[str, ...]) -> None:
             Quarantine(day=day, manifest=digest, reasons=reasons, run_key=run.key).write(uri)
 
 
+def ingest(config: Config, files: Mapping[str, Sequence[str]], as_of: str) -> dict[str, PartManifest]:
+    """The parts of days. One whose logs are broken, empty or too bad goes to quarantine, and the others do without it.
+
+    Raises:
+        DataError: it is the day of this run.
+    """
+
+    def put_aside(day: str, error: DataError) -> None:
+        record = Quarantine(day=day, manifest="", reasons=(str(error),), logs=_logs(config, files[day]))
+        record.write(_day_uri(config, day, "quarantine.json"))
+        if day == as_of:
+            raise DataError(f"{day} is in quarantine until its logs are repaired: {error}")
+        log.emit("quarantine", day=day, why=str(error))
+
+    parts = features.ingest_days(config, files, put_aside)
+    for day in parts:
+        uri = _day_uri(config, day, "quarantine.json")
+        if storage.exists(uri) and not Quarantine.model_validate(storage.read_json(uri)).manifest:
+            storage.delete(uri)
+    return parts
+
+
+def unusable(config: Config, day: str, files: Sequence[str]) -> bool:
+    """Whether a day is in quarantine because these very logs could not be ingested."""
+    uri = _day_uri(config, day, "quarantine.json")
+    if not storage.exists(uri):
+        return False
+    held = Quarantine.model_validate(storage.read_json(uri))
+    return not held.manifest and held.logs == _logs(config, files)
+
+
+def _logs(config: Config, files: Sequence[str]) -> tuple[str, ...]:
+    return (config.features_digest, *Digests(config.storage.root).of(files))
+
+
 def accepted(config: Config, days: Iterable[str]) -> tuple[str, ...]:
     """Those of ``days`` that a person took out of quarantine."""
     return tuple(sorted(day for day in days if storage.exists(_day_uri(config, day, "accepted.json"))))
@@ -233,7 +272,8 @@ def quarantined(config: Config, days: Mapping[str, object]) -> dict[str, Quarant
         uri = _day_uri(config, day, "quarantine.json")
         if storage.exists(uri) and not storage.exists(_day_uri(config, day, "accepted.json")):
             held = Quarantine.model_validate(storage.read_json(uri))
-            if storage.exists(manifest_uri(root, day)) and held.manifest == _digest(root, day):
+            judged = storage.exists(manifest_uri(root, day)) and held.manifest == _digest(root, day)
+            if judged or not held.manifest:
                 found[day] = held
     return found
 
@@ -242,12 +282,14 @@ def accept(config: Config, day: str) -> Quarantine:
     """Take a day out of quarantine.
 
     Raises:
-        UserError: it is in none.
+        UserError: it is in none, or its logs could not be read.
     """
     held = quarantined(config, {day: None}).get(day)
     if held is None:
         inside = ", ".join(held_days(config)) or "none"
         raise UserError(f"{day} is not in quarantine; days in quarantine: {inside}")
+    if not held.manifest:
+        raise UserError(f"{day} cannot be accepted, there are no rows of it: {held.reasons[0]}; repair its logs")
     storage.write_json(_day_uri(config, day, "accepted.json"), {"day": day, "manifest": held.manifest})
     return held
 
