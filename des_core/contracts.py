@@ -129,6 +129,8 @@ class Part(Record):
     path: str
     """Relative to the folder of the dataset's manifest."""
     sha256: str
+    footer: str = ""
+    """sha256 of the Parquet footer, which says where and how the rows lie; pages have checksums of their own."""
     rows: int
     bad_rows: int = 0
     quarantine: str = ""

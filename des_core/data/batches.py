@@ -28,7 +28,7 @@ from numba import njit, uint64
 from des_core import storage
 from des_core.contracts import FILE, LABEL, ROW_GROUP, WEIGHT, Dataset, FieldSpec, Reference
 from des_core.data.hashing import MISSING, hash_text, splitmix64
-from des_core.errors import StorageError
+from des_core.data.parts import damaged, open_rows
 
 WINDOW = 8
 """Row groups whose rows are shuffled together."""
@@ -271,16 +271,15 @@ class Stream:
             cursor = 0
 
     def _read(self, block: Block) -> pa.Table:
+        part = self._manifest.parts[block.part]
         if block.part not in self._files:
-            part = self._manifest.parts[block.part]
-            filesystem, path = storage.resolve(storage.join(self._folder, part.path))
-            try:
-                self._files[block.part] = pq.ParquetFile(filesystem.open_input_file(path))
-            except (OSError, pa.ArrowException) as error:
-                raise StorageError(f"{path} cannot be read ({error}); run des ingest again") from None
-        table = self._files[block.part].read_row_group(block.group, columns=self._columns or [LABEL])
+            self._files[block.part] = open_rows(self._folder, part)
+        try:
+            table = self._files[block.part].read_row_group(block.group, columns=self._columns or [LABEL])
+        except (OSError, pa.ArrowException) as error:
+            raise damaged(storage.join(self._folder, part.path), error) from None
         table = table.slice(block.start, block.stop - block.start)
-        first_file = self._manifest.parts[block.part].first_file
+        first_file = part.first_file
         if first_file and FILE in table.column_names:
             files = pc.add(table.column(FILE), pa.scalar(first_file, pa.int32()))
             table = table.set_column(table.column_names.index(FILE), FILE, files)

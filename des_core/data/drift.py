@@ -19,12 +19,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from des_core import storage
 from des_core.contracts import FieldSpec
 from des_core.data.hashing import MISSING, Array
-from des_core.data.parts import PartManifest, whole_part
+from des_core.data.parts import PartManifest, damaged, open_rows, whole_part
 from des_core.data.sketches import sketches
 from des_core.data.statistics import Sketch, distinct, merged
 
@@ -125,10 +125,11 @@ def _new_share(spec: FieldSpec, before: Sketch, now: Sketch) -> float:
 
 def _numbers(root: str, column: str, part: PartManifest) -> Array:
     """A part's numbers, without missing ones."""
-    filesystem, path = storage.resolve(storage.join(root, part.part.path))
-    with filesystem.open_input_file(path) as source:
-        file = pq.ParquetFile(source)
-        groups = np.unique(np.linspace(0, file.num_row_groups - 1, ROW_GROUPS).astype(int)).tolist()
-        values = file.read_row_groups(groups, columns=[column], use_threads=False).column(column)
+    try:
+        with open_rows(root, part.part) as file:
+            groups = np.unique(np.linspace(0, file.num_row_groups - 1, ROW_GROUPS).astype(int)).tolist()
+            values = file.read_row_groups(groups, columns=[column], use_threads=False).column(column)
+    except (OSError, pa.ArrowException) as error:
+        raise damaged(storage.join(root, part.part.path), error) from None
     numbers: Array = values.to_numpy().astype(np.float64)
     return numbers[~np.isnan(numbers)]

@@ -170,13 +170,13 @@ class Ingestion:
 
     def _write(self, name: str, tables: Iterator[pa.Table], train_rows: int, quarantine: str, bad: int) -> Part:
         sketching = Sketching(name, self.specs, 0, train_rows)
-        path, sha256, rows = write_rows(self.root, name, tables, sketching.add)
+        written = write_rows(self.root, name, tables, sketching.add)
         listed = f"{name}/quarantine.csv" if bad else ""
         if bad:
             with storage.writer(storage.join(self.root, listed)) as target, open(quarantine, "rb") as lines:
                 target.write(b"file,line,reason\n")
                 shutil.copyfileobj(lines, target)
-        part = Part(path=path, sha256=sha256, rows=rows, bad_rows=bad, quarantine=listed)
+        part = written.model_copy(update={"bad_rows": bad, "quarantine": listed})
         sketching.save(self.root, part, name)
         return part
 

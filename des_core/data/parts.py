@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from des_core import storage
 from des_core.contracts import ROW, ROW_GROUP, TIME, Part, Record
+from des_core.errors import StorageError
 
 
 class PartManifest(Record):
@@ -82,10 +83,8 @@ class _Digested:
         return self._digest.hexdigest()
 
 
-def write_rows(
-    root: str, name: str, tables: Iterable[pa.Table], look: Callable[[pa.Table], None]
-) -> tuple[str, str, int]:
-    """Write a part's rows; returns the path relative to ``root``, the sha256 and the number of rows.
+def write_rows(root: str, name: str, tables: Iterable[pa.Table], look: Callable[[pa.Table], None]) -> Part:
+    """Write a part's rows, each page with its checksum.
 
     Args:
         look: is shown each row group on its way.
@@ -108,8 +107,41 @@ def write_rows(
         buffered.flush()
     path = f"{name}/rows-{digested.hexdigest()[:16]}.parquet"
     filesystem, source = storage.resolve(incoming)
+    with filesystem.open_input_file(source) as written:
+        footer = hashlib.sha256(_footer(written)).hexdigest() if rows else ""
     filesystem.move(source, storage.resolve(storage.join(root, path))[1])
-    return path, digested.hexdigest(), rows
+    return Part(path=path, sha256=digested.hexdigest(), footer=footer, rows=rows)
+
+
+def open_rows(root: str, part: Part) -> pq.ParquetFile:
+    """A part's rows for reading; what is read is checked, page by page.
+
+    Raises:
+        StorageError: the file is missing, or its footer has other bytes than the manifest says. Reading raises
+            OSError where a page has other bytes than were written.
+    """
+    uri = storage.join(root, part.path)
+    filesystem, path = storage.resolve(uri)
+    try:
+        file = filesystem.open_input_file(path)
+        if part.footer and hashlib.sha256(_footer(file)).hexdigest() != part.footer:
+            raise OSError("its footer has other bytes than its manifest says")
+        return pq.ParquetFile(file, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise damaged(uri, error) from None
+
+
+def damaged(uri: str, error: Exception) -> StorageError:
+    """The error of a part that cannot be read as it was written."""
+    why = " ".join(str(error).split())[:200]
+    return StorageError(f"{uri} is damaged or missing ({why}); delete its folder and run des ingest again")
+
+
+def _footer(file: pa.NativeFile) -> bytes:
+    """The bytes from where a Parquet file's metadata begin to its end."""
+    size = file.size()
+    length = int.from_bytes(file.read_at(4, max(size - 8, 0)), "little")
+    return bytes(file.read_at(min(length + 8, size), max(size - 8 - length, 0)))
 
 
 def _parquet_writer(file: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
@@ -124,6 +156,7 @@ def _parquet_writer(file: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
         use_dictionary=paths,
         column_encoding={ROW: "DELTA_BINARY_PACKED", TIME: "DELTA_BINARY_PACKED"},
         write_statistics=False,
+        write_page_checksum=True,
     )
 
 

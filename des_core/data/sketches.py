@@ -7,21 +7,21 @@ Dims: R rows.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numba import njit, uint64
 
 from des_core import storage
 from des_core.contracts import ROW_GROUP, FieldSpec, Part
 from des_core.data.hashing import Array, hash_text, splitmix64
 from des_core.data.parsing import in_one
+from des_core.data.parts import damaged, open_rows
 from des_core.data.statistics import Sketch, Sketcher
-from des_core.errors import StorageError
 
 
 class Sketching:
@@ -56,15 +56,13 @@ def sketches(root: str, part: Part, name: str, fields: Sequence[FieldSpec], star
     if known is not None:
         return known
     sketching = Sketching(name, fields, start, stop)
-    filesystem, path = storage.resolve(storage.join(root, part.path))
     try:
-        with filesystem.open_input_file(path) as source:
-            file = pq.ParquetFile(source)
+        with open_rows(root, part) as file:
             for group in range(start // ROW_GROUP, -(-stop // ROW_GROUP)):
                 table = file.read_row_group(group, columns=[field.name for field in fields], use_threads=False)
                 sketching.add(table.slice(max(start - group * ROW_GROUP, 0)))
     except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"{path} cannot be read ({error}); delete its folder and run des ingest again") from None
+        raise damaged(storage.join(root, part.path), error) from None
     return sketching.save(root, part, name)
 
 
@@ -110,15 +108,19 @@ def _write(uri: str, results: Sequence[Sketch], origin: str) -> None:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
-    storage.write_bytes(uri, sink.getvalue().to_pybytes())
+    data = sink.getvalue().to_pybytes()
+    storage.write_bytes(uri, hashlib.sha256(data).digest() + data)
 
 
 def _read(uri: str, origin: str) -> list[Sketch] | None:
-    """The sketches at ``uri``, or None if there are none of that origin."""
+    """The sketches at ``uri``, or None if there are none of that origin, or damaged ones: they can be made again."""
     if not storage.exists(uri):
         return None
     try:
-        table = pa.ipc.open_file(pa.BufferReader(storage.read_bytes(uri))).read_all()
+        data = storage.read_bytes(uri)
+        if hashlib.sha256(data[32:]).digest() != data[:32]:
+            return None
+        table = pa.ipc.open_file(pa.BufferReader(data[32:])).read_all()
     except pa.ArrowException:
         return None
     if (table.schema.metadata or {}).get(b"origin") != origin.encode():

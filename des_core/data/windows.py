@@ -17,14 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from des_core import storage
 from des_core.config import Config
 from des_core.contracts import ROW_GROUP, TIME, Dataset, FieldSpec, Part, Reference, Segment
 from des_core.data.dataset import dataset_of
 from des_core.data.encoding import fields_of, specs_of
-from des_core.data.parts import PartManifest
+from des_core.data.parts import PartManifest, open_rows
 from des_core.data.sources import source_of
 from des_core.errors import DataError
 
@@ -41,8 +40,7 @@ class Times:
     """Event times of a part in time order, a row group at a time."""
 
     def __init__(self, root: str, part: Part) -> None:
-        filesystem, path = storage.resolve(storage.join(root, part.path))
-        self._file = pq.ParquetFile(filesystem.open_input_file(path))
+        self._file = open_rows(root, part)
         self._rows = part.rows
 
     def at(self, row: int) -> int:

@@ -208,12 +208,13 @@ def decide(run: Run) -> Reference:
     bounds = run.config.gate
     champion = Champion.load(Reference.parse(inputs))
     referred = bool(champion.reference) and not champion.reference_reason
-    history = storage.read_json(run.path("report.json")).get("table") or [None]
+    report = storage.read_json(run.path("report.json"))
+    history = report.get("table") or [None]
     compared = champion.status == "scored"
     verdict = judge(
         bounds,
         run.config.source.task,
-        read_table(run.path("predictions.parquet")),
+        read_table(run.path("predictions.parquet"), report.get("predictions_sha256")),
         champion,
         read_table(run.path("champion.parquet")) if compared else None,
         reference=read_table(run.path("reference.parquet")) if referred else None,
@@ -224,9 +225,13 @@ def decide(run: Run) -> Reference:
     return verdict.model_copy(update={"inputs": inputs}).write(run.path("gate.json"))
 
 
-def read_table(uri: str) -> pa.Table:
-    """A Parquet file."""
-    return pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+def read_table(uri: str, sha256: str | None = None) -> pa.Table:
+    """A Parquet file.
+
+    Raises:
+        StorageError: it is missing, or has other bytes than ``sha256``.
+    """
+    return pq.read_table(pa.BufferReader(storage.read_bytes(uri, sha256)))
 
 
 def _data(bounds: GateConfig, task: str, new_rows: NewRows, found: _Findings) -> None:

@@ -37,7 +37,7 @@ from des_core import remote, storage
 from des_core.addresses import SQLITE, sqlite_address, sqlite_path
 from des_core.config import Config, without_passwords
 from des_core.contracts import Record, Reference
-from des_core.errors import RegistryError
+from des_core.errors import RegistryError, StorageError
 from des_core.release import lineage, tracking
 from des_core.release.gate import Verdict
 from des_core.run import Run
@@ -53,6 +53,7 @@ PACKAGES = ("mlflow", "numba", "numpy", "pandas", "pyarrow", "pydantic", "safete
 """What a process that serves the model needs beside our code, which travels with the model."""
 
 LOADER = "des_core.release.serving"
+DESCRIPTION = "des.json"
 
 PAGES = (
     *("report.html", "report.json", "gate.json", "training.json"),
@@ -251,8 +252,10 @@ def _register(run: Run, verdict: Verdict, export: Callable[[Run], tuple[str, pa.
         adopted = version is not None
         if version is None:
             _refuse_moved_champion(client, run, verdict)
-            model_uri, mlflow_run = _log(client, run, verdict, *export(run))
-            made = _create_version(client, run, verdict, model_uri, mlflow_run)
+            artifact, example = export(run)
+            model_uri, mlflow_run = _log(client, run, verdict, artifact, example)
+            digest = storage.digest_file(storage.join(artifact, DESCRIPTION))
+            made = _create_version(client, run, verdict, model_uri, mlflow_run, digest)
             # Another process may have registered this very run meanwhile: the first version is the run's.
             version = _of_run(client, run) or made
             if str(version.version) != str(made.version):
@@ -448,7 +451,16 @@ def _download(client: MlflowClient, version: ModelVersion, into: str) -> Found:
     flavor = Model.load(folder).flavors["python_function"]
     if flavor["loader_module"] != LOADER:
         raise RegistryError(f"models:/{version.name}/{version.version} was not made by des; choose another")
-    return Found(version.name, str(version.version), str(Path(folder) / flavor["data"]))
+    model = Path(folder) / flavor["data"]
+    if not model.resolve().is_relative_to(Path(folder).resolve()):
+        raise RegistryError(f"models:/{version.name}/{version.version}: its MLmodel names a folder outside its own")
+    digest = version.tags.get("des.model_digest")
+    if digest and storage.digest_file(str(model / DESCRIPTION)) != digest:
+        raise StorageError(
+            f"{model / DESCRIPTION} has other bytes than version {version.version} of {version.name} was registered "
+            "with (its tag des.model_digest); bring back the file, or train and register again"
+        )
+    return Found(version.name, str(version.version), str(model))
 
 
 def _refuse_moved_champion(client: MlflowClient, run: Run, verdict: Verdict) -> None:
@@ -600,7 +612,9 @@ def _log_pages(client: MlflowClient, run_id: str, run: Run) -> None:
         client.log_artifacts(run_id, folder)
 
 
-def _create_version(client: MlflowClient, run: Run, verdict: Verdict, model_uri: str, mlflow_run: str) -> ModelVersion:
+def _create_version(
+    client: MlflowClient, run: Run, verdict: Verdict, model_uri: str, mlflow_run: str, digest: str
+) -> ModelVersion:
     from mlflow.exceptions import MlflowException
 
     name = run.config.run.name
@@ -613,6 +627,8 @@ def _create_version(client: MlflowClient, run: Run, verdict: Verdict, model_uri:
     tags = lineage.tags(run, verdict, report) | {"des.previous_champion": verdict.champion}
     # The model's id as a tag: a version found by its alias does not name it.
     tags["des.model_id"] = model_uri.removeprefix("models:/")
+    # Des.json names the digests of the weights: with its own here all of a model is certified by the registry.
+    tags["des.model_digest"] = digest
     return client.create_model_version(
         name, model_uri, run_id=mlflow_run, tags=tags, model_id=model_uri.removeprefix("models:/")
     )

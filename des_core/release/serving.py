@@ -38,9 +38,10 @@ from des_core.run import Run
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+DENSE = "dense.safetensors"
 WEIGHTS = ("index.npy", "rows.npy")
 BATCH = 8192
-FORMAT = 2
+FORMAT = 3
 """Of the exported folder: it changes with the index's layout."""
 
 
@@ -96,7 +97,7 @@ def write(
     index.place(entries, ids, 0, len(ids))
     arrays = {"index.npy": np.concatenate([entries.view(np.int64), ids]), "rows.npy": rows}
     digests = {name: checkpoint.write_array(storage.join(folder, name), array) for name, array in arrays.items()}
-    storage.write_bytes(storage.join(folder, "dense.safetensors"), checkpoint.dense_bytes(model))
+    digests[DENSE] = storage.write_bytes(storage.join(folder, DENSE), checkpoint.dense_bytes(model))
     large = sum(array.nbytes for array in arrays.values()) > config.registry.embed_limit
     description = Description(
         code_version=__version__,
@@ -175,7 +176,8 @@ class Scorer:
         self._model = build(config.model, len(self._fields), len(self._inputs), config.run.seed)
         if self._rows_SK.dtype == np.float64:
             self._model.double()
-        checkpoint.load_dense_bytes(storage.read_bytes(os.path.join(folder, "dense.safetensors")), self._model)
+        dense = storage.read_bytes(os.path.join(folder, DENSE), description.sha256[DENSE])
+        checkpoint.load_dense_bytes(dense, self._model)
         self._model.eval()
         self._ownership = everything(self._fields)
         self._fields_O = torch.arange(len(self._fields))
@@ -187,6 +189,10 @@ class Scorer:
         if name in self.description.uri and not os.path.exists(local):
             uri = self.description.uri[name]
             local = uri if "://" not in uri else _fetched(uri, wanted)
+            if local != uri and storage.digest_file(local) != wanted:
+                # A copy that was damaged since: once more from where it came.
+                os.remove(local)
+                local = _fetched(uri, wanted)
         if not os.path.exists(local):
             raise StorageError(f"{local} is missing; the model {folder} is not whole")
         if storage.digest_file(local) != wanted:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from des_core.config import GateConfig, parse_config
-from des_core.contracts import FieldSpec, Part
+from des_core.contracts import FieldSpec
 from des_core.data import drift, synthetic
 from des_core.data.encoding import fields_of, specs_of
 from des_core.data.features import ingest
@@ -22,8 +22,8 @@ NUMBER = FieldSpec(name="n", column="n", table="n", kind="numeric", transform="s
 
 
 def part(root: Path, name: str, spec: str = "one", **columns: pa.Array) -> None:
-    path, sha256, rows = write_rows(str(root), name, [pa.table(columns)], lambda _: None)
-    manifest = PartManifest(spec=spec, sources=(), files=0, part=Part(path=path, sha256=sha256, rows=rows), texts={})
+    written = write_rows(str(root), name, [pa.table(columns)], lambda _: None)
+    manifest = PartManifest(spec=spec, sources=(), files=0, part=written, texts={})
     manifest.write(manifest_uri(str(root), name))
 
 

@@ -19,9 +19,10 @@ from des_core import storage
 from des_core.config import Config, parse_config
 from des_core.contracts import FILE, GROUP, LABEL, ROW, ROW_GROUP, TIME, Dataset, Reference, Segment
 from des_core.data import order
+from des_core.data.batches import Stream
 from des_core.data.features import ingest, ingest_days, source_files
 from des_core.data.hashing import hash_text, splitmix64
-from des_core.errors import DataError
+from des_core.errors import DataError, StorageError
 
 FIELDS = [{"name": "user"}, {"name": "price", "kind": "numeric"}, {"name": "tags", "kind": "multi"}]
 NOON = 1_767_268_800
@@ -542,3 +543,45 @@ print(pa.default_memory_pool().max_memory())
         peaks.append(int(done.stdout))
         storage.delete(str(tmp_path / "root"))
     assert peaks[1] < 1.5 * peaks[0], peaks
+
+
+def test_a_flipped_bit_in_stored_rows_is_found(tmp_path: Path, make: Make) -> None:
+    write_log(tmp_path / "log.csv", 2000)
+    reference = ingest(make(path="log.csv", time="t", group="user"))
+    part = load(reference).parts["all"]
+    path = tmp_path / "root/features" / part.path
+    whole = path.read_bytes()
+    columns = [LABEL, GROUP, TIME, ROW, "user", "price", "tags"]
+
+    def read() -> pa.Table:
+        return pa.concat_tables(Stream(reference, "train", columns).batches(1 << 20))
+
+    expected, found = read(), 0
+    rng = np.random.default_rng(0)
+    for place in rng.integers(0, 8 * len(whole), 300).tolist():
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            assert read().equals(expected), f"byte {place // 8} of {len(whole)}"
+        except StorageError as error:
+            assert "is damaged or missing" in str(error) and "\n" not in str(error)
+            found += 1
+    assert found > 250
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StorageError, match="is damaged or missing"):
+        read()
+    path.write_bytes(b"")
+    with pytest.raises(StorageError, match="is damaged or missing"):
+        read()
+
+
+def test_damaged_sketches_are_made_again(tmp_path: Path, make: Make) -> None:
+    write_log(tmp_path / "log.csv", 500)
+    config = make(path="log.csv", time="t")
+    before = storage.read_bytes(ingest(config).uri)
+    for path in (tmp_path / "root/features").rglob("sketches-*.arrow"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+    assert storage.read_bytes(ingest(config).uri) == before

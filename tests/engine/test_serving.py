@@ -13,7 +13,7 @@ import pytest
 from des_core import storage
 from des_core.config import parse_config
 from des_core.contracts import Reference
-from des_core.errors import UserError
+from des_core.errors import StorageError, UserError
 from des_core.release import serving
 from des_core.run import Run, pin
 from tests.engine import tiny
@@ -62,5 +62,16 @@ def test_a_model_of_another_format_is_refused(group: Callable[[int], Group], tmp
     folder = serving.export(run)
     described = storage.read_json(f"{folder}/des.json")
     storage.write_json(f"{folder}/des.json", described | {"format": 1})
-    with pytest.raises(UserError, match=r"des\.json: the model has format 1, this version of DES reads 2; train"):
+    with pytest.raises(UserError, match=r"des\.json: the model has format 1, this version of DES reads 3; train"):
         serving.Scorer(folder)
+
+
+@pytest.mark.parametrize("name", ["dense.safetensors", "index.npy", "rows.npy"])
+def test_a_flipped_bit_in_a_model_is_found(group: Callable[[int], Group], tmp_path: Path, name: str) -> None:
+    run = trained(group(1), tmp_path, {"model": {"name": "fm"}})
+    path = Path(serving.export(run)) / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StorageError, match="has other bytes than"):
+        serving.Scorer(str(path.parent))

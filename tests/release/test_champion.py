@@ -95,7 +95,7 @@ def export(folder: Path, run: Run, fields: tuple[FieldSpec, ...] | None = None, 
     index.place(entries, ids, 0, len(ids))
     arrays = {"index.npy": np.concatenate([entries.view(np.int64), ids]), "rows.npy": rows}
     digests = {name: checkpoint.write_array(str(folder / name), array) for name, array in arrays.items()}
-    storage.write_bytes(str(folder / "dense.safetensors"), checkpoint.dense_bytes(model))
+    digests["dense.safetensors"] = storage.write_bytes(str(folder / "dense.safetensors"), checkpoint.dense_bytes(model))
     Description(
         code_version="0",
         run_key=run.key,

@@ -15,7 +15,7 @@ from des_core import metrics, storage
 from des_core.config import GateConfig, parse_config
 from des_core.contracts import FILE, ROW, Dataset, Reference
 from des_core.data.hashing import MISSING
-from des_core.errors import ConfigError
+from des_core.errors import ConfigError, StorageError
 from des_core.release import slices
 from des_core.release.gate import Champion, NewRows, Verdict, decide, judge
 from tests.finished import finished_run, predictions_of, write_predictions
@@ -385,3 +385,19 @@ def test_slices_of_a_format_with_its_own_fields_are_checked_before_anything_is_c
     for field_name, message in (("sites", "there is no field 'sites'; did you mean site"), ("price", "is a number")):
         with pytest.raises(ConfigError, match=message):
             resolve(config.model_copy(update={"gate": GateConfig(slices=(field_name,))}))
+
+
+def test_predictions_that_are_not_the_reports_are_refused(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    NONE.write(run.path("champion.json"))
+    report = storage.read_json(run.path("report.json"))
+    digest = storage.digest_file(run.path("predictions.parquet"))
+    storage.write_json(run.path("report.json"), report | {"predictions_sha256": digest})
+    assert Verdict.load(decide(run)).verdict == "accept"
+    storage.delete(run.path("gate.json"))
+    path = Path(run.path("predictions.parquet"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StorageError, match=r"predictions.parquet has other bytes than its manifest says"):
+        decide(run)
