@@ -162,7 +162,7 @@ class _Story:
         self.lines.append(line)
         event = log.parse_event(line.strip())
         if event:
-            self.step = int(event["step"]) if event["event"] == "step" else self.step
+            self.step = int(event["step"]) if event["event"] in ("step", "resume") else self.step
             self._progress.show(event)
         elif not sys.stderr.isatty():
             print(line, file=sys.stderr, flush=True)

@@ -71,7 +71,7 @@ def launch(role: Role, run: Run, resume: bool = False, profile: bool = False, mo
             nonlocal step
             event = log.parse_event(line.decode(errors="replace").strip())
             if event:
-                step = int(event["step"]) if event["event"] == "step" else step
+                step = int(event["step"]) if event["event"] in ("step", "resume") else step
                 progress.show(event)
 
         code = _watch(command, environment, error_file, file, heed)

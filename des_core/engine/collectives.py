@@ -31,6 +31,8 @@ PIECE_BYTES = 1 << 19
 LINK_NUMBERS = 1 << 18
 """Sent to each worker to measure bandwidth."""
 BEAT_S = 1.0
+BIRTH_S = 300.0
+"""For a worker that has not beaten yet: its image may be cold."""
 JOIN_S = 2.0
 """For the heartbeat's thread to end: the store may have stopped answering."""
 SILENCE_S = 25.0
@@ -228,7 +230,7 @@ def heartbeat(lost: Callable[[int, float], None]) -> Iterator[None]:
             now = answered[0] = time.monotonic()
             if count != seen:
                 seen, since = count, now
-            elif now - since > SILENCE_S:
+            elif now - since > (SILENCE_S if count else BIRTH_S):
                 lost(watched, now - since)
                 return
 

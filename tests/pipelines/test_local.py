@@ -132,7 +132,7 @@ def test_one_command_ends_with_a_registered_champion(folder: Path, first: Ended)
     summary = "\n".join(first.lines)
     for word in ("version 1 (candidate, champion)", "test_auc=0.", "report.html", "mlflow_ui="):
         assert word in summary
-    assert first.answer["mlflow_ui"].startswith("mlflow ui --backend-store-uri 'sqlite:////")
+    assert first.answer["mlflow_ui"].endswith("/small/mlflow.db'")
     assert "event=valid" in first.error
     assert "KFP" not in first.error
     assert "Warning" not in first.error
