@@ -121,9 +121,14 @@ def _run_once(config: Config, day: str) -> dict[str, Any]:
     if known is not None:
         return summary.of_run(known, unchanged=True)
     done = local.run(config, day, summary.step_teller(sys.stdout))
-    finished = _stages.settled(config, day) if "register" in done else None
-    if finished is None:
+    if "register" not in done:
         return {"name": config.run.name, "as_of": day, "verdict": "absent", "reasons": [done["resolve"]["what"]]}
+    finished = _stages.settled(config, day)
+    if finished is None:
+        raise DesError(
+            f"all steps of {config.run.name} are done, but its results are not found under {config.storage.root}; "
+            "were they changed meanwhile? Start it again"
+        )
     return summary.of_run(finished, unchanged=done["register"]["unchanged"] == "True")
 
 

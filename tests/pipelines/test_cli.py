@@ -243,3 +243,19 @@ def test_the_registry_is_shown_by_its_command_or_its_address() -> None:
     assert words[1:] == ["ui", "--backend-store-uri", "sqlite:////a b/mlflow.db"]
     assert shutil.which(words[0]), "it runs from where one stands"
     assert summary.mlflow_ui("http://mlflow:5000") == "http://mlflow:5000"
+
+
+def test_a_run_whose_results_are_gone_is_an_error_and_not_absent(
+    toml: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from components import _stages
+    from pipelines import local
+
+    steps = {"resolve": {"what": "the demo"}, "register": {"what": "version 1", "unchanged": "False"}}
+    monkeypatch.setattr(_stages, "settled", lambda config, day: None)
+    monkeypatch.setattr(local, "run", lambda config, day, tell: steps)
+    code, _, err = des(capsys, "run", "-c", toml, "--set", f"run.dir={tmp_path}/runs")
+    assert code == 1 and "all steps of" in err and "are not found under" in err
+    del steps["register"]
+    code, out, _ = des(capsys, "run", "-c", toml, "--set", f"run.dir={tmp_path}/runs", "--json")
+    assert code == 0 and json.loads(out.splitlines()[-1])["verdict"] == "absent"
