@@ -31,6 +31,10 @@ Role = Literal["train", "evaluate"]
 
 MODULES: dict[str, str] = {"train": "des_core.engine.trainer", "evaluate": "des_core.engine.evaluator"}
 
+LEAVING = "leaving"
+"""The event of a worker whose role is done, after all workers have met for the last time."""
+LEAVE_S = 30.0
+"""For processes to end once their work is done."""
 GRACE_S = 5.0
 """Time for the others to end after a worker's failure; a frozen one never would."""
 
@@ -67,12 +71,14 @@ def launch(role: Role, run: Run, resume: bool = False, profile: bool = False, mo
         environment = worker_environment(run.config.train.workers) | {"DES_ERROR_FILE": str(error_file)}
         step = 0
 
-        def heed(line: bytes) -> None:
+        def heed(line: bytes) -> bool:
             nonlocal step
             event = log.parse_event(line.decode(errors="replace").strip())
-            if event:
+            leaving = event.get("event") == LEAVING
+            if event and not leaving:
                 step = int(event["step"]) if event["event"] in ("step", "resume") else step
                 progress.show(event)
+            return leaving
 
         code = _watch(command, environment, error_file, file, heed)
         error = json.loads(error_file.read_text("utf-8")) if error_file.exists() else None
@@ -164,15 +170,19 @@ def _watch(
     environment: dict[str, str],
     error_file: Path,
     file: BinaryIO,
-    heed: Callable[[bytes], None],
+    heed: Callable[[bytes], bool],
 ) -> int:
-    """The exit code of torchrun, after its whole output went to ``file`` and, line by line, to ``heed``."""
+    """The exit code of torchrun, after its whole output went to ``file`` and, line by line, to ``heed``.
+
+    ``heed`` tells whether a worker has said that it leaves: by then all is done, and what does not end in time,
+    frozen on its way out, is killed.
+    """
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
     assert process.stdout is not None
     pipe = process.stdout.fileno()
-    rest, deadline = b"", float("inf")
+    rest, deadline, done = b"", float("inf"), False
     try:
         while True:
             if select.select([pipe], [], [], 0.2)[0]:
@@ -183,11 +193,14 @@ def _watch(
                 file.flush()
                 *whole, rest = (rest + piece).split(b"\n")
                 for line in whole:
-                    heed(line)
-            if deadline == float("inf") and error_file.exists():
-                deadline = time.monotonic() + GRACE_S
+                    done = heed(line) or done
+            failed = error_file.exists()
+            if deadline == float("inf") and (failed or done):
+                deadline = time.monotonic() + (GRACE_S if failed else LEAVE_S)
             if time.monotonic() > deadline:
                 _kill(process)
+                if done and not failed:
+                    return 0
     finally:
         _kill(process)
         process.stdout.close()

@@ -61,6 +61,8 @@ class Progress(Record):
     samples: int = 0
     timed_samples: int = 0
     seconds: float = 0.0
+    window: list[float] = []
+    """Losses since the last point of the curve, as a checkpoint keeps them."""
     history: list[dict[str, float]] = []
     valid: list[dict[str, Any]] = []
     table: list[dict[str, float]] = []
@@ -101,6 +103,7 @@ class Trainer:
         """
         reference = find_checkpoint(self.run, self.worker)
         self.at = Progress.model_validate(self.worker.load(reference).trainer)
+        self._window = list(self.at.window)
         self.worker.table.admitted, self.worker.table.evicted = (
             count if self.peers.rank == 0 else 0 for count in (self.at.admitted, self.at.evicted)
         )
@@ -369,7 +372,7 @@ class Trainer:
             "run_key": self.run.key,
             "trajectory": self.run.trajectory,
             "shape": self.worker.shape,
-            "trainer": self.at.model_dump(mode="json"),
+            "trainer": self.at.model_copy(update={"window": list(self._window)}).model_dump(mode="json"),
         }
         worker = self.worker
         uri = checkpoint.save(self.run.checkpoints, self.peers, worker.table, worker.model, worker.dense, head)

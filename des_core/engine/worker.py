@@ -440,6 +440,8 @@ def main(role: Callable[[Run, Collectives, bool, bool], None]) -> None:
             _join(peers)
             role(run, peers, arguments.resume, arguments.profile)
             peers.close()
+        # The launcher waits no longer than a while from here on.
+        log.emit("leaving", worker=rank, to=sys.stdout)
     except DesError as error:
         _report(error.exit_code, str(error), rank)
         sys.exit(error.exit_code)

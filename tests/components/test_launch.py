@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from components import _launch
 from components._launch import cpu_quota, explain, killed_worker, launch, worker_environment
 from des_core import storage
 from des_core.errors import DesError, UserError, WorkerError
@@ -103,6 +104,14 @@ def test_a_failure_is_one_line_that_names_its_cause(
         launch("train", run, module=DOUBLE)
     assert type(caught.value) is kind
     assert re.fullmatch(pattern, str(caught.value)), str(caught.value)
+    assert time.monotonic() - start < 30
+
+
+def test_a_worker_that_freezes_on_its_way_out_holds_nobody_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DES_TEST_WORKER", "stuck_at_the_end")
+    monkeypatch.setattr(_launch, "LEAVE_S", 1.0)
+    start = time.monotonic()
+    launch("train", run, module=DOUBLE)
     assert time.monotonic() - start < 30
 
 
