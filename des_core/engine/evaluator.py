@@ -21,6 +21,7 @@ from des_core.data.hashing import MISSING
 from des_core.engine.collectives import Collectives
 from des_core.engine.plan import home_edges
 from des_core.engine.worker import Worker, main
+from des_core.errors import UserError
 from des_core.run import Run
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -44,7 +45,16 @@ def predict(worker: Worker, split: str) -> Array:
         parts = worker.peers.gather(mine)
     if not parts:
         return np.empty(0)
-    return _in_order([part.cpu().numpy() for part in parts], stream.samples, workers)
+    scores = _in_order([part.cpu().numpy() for part in parts], stream.samples, workers)
+    wrong = np.flatnonzero(~np.isfinite(scores))
+    if len(wrong):
+        place = columns(worker.run.dataset, split, [FILE, ROW])
+        sample = f"{worker.dataset.files[place[FILE][wrong[0]]]}:{place[ROW][wrong[0]]}"
+        raise UserError(
+            f"{len(wrong)} {split} rows have no finite prediction, the first is sample {sample}; "
+            "is a number far larger there than where it was trained? give its field transform = 'log1p' or 'bucket'"
+        )
+    return scores
 
 
 def _in_order(parts: list[Array], samples: int, workers: int) -> Array:

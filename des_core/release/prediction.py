@@ -100,7 +100,11 @@ def _score(
     keep[list(encoded.faults)] = False
     features = encoded.features.filter(pa.array(keep))
     parts = [scorer.score_features(features.slice(at, BATCH)) for at in range(0, features.num_rows, BATCH)]
-    return good.rows_R.tolist(), np.concatenate(parts) if parts else np.empty(0), list(good.bad)
+    scores = np.concatenate(parts) if parts else np.empty(0)
+    wrong = np.flatnonzero(~np.isfinite(scores)).tolist()
+    if wrong:
+        good = good.without({row: scorer.blame(features, row) for row in wrong})
+    return good.rows_R.tolist(), np.delete(scores, wrong), list(good.bad)
 
 
 def _chunks(source: SourceConfig, path: str, fields: tuple[FieldSpec, ...]) -> Iterator[sources.Chunk]:

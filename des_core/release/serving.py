@@ -216,11 +216,22 @@ class Scorer:
         scores, values_O, unknown_O = [np.empty(0)], np.zeros(len(self.names), int), np.zeros(len(self.names), int)
         for at in range(0, records.num_rows, BATCH):
             piece = records.slice(at, BATCH)
-            part = self._forward(encode(piece, self.description.fields, source.timezone, source.missing, quoted=False))
+            features = encode(piece, self.description.fields, source.timezone, source.missing, quoted=False)
+            part = self._forward(features)
+            wrong = not_finite(part.scores_B)
+            if len(wrong):
+                raise DataError(f"record {at + wrong[0] + 1}: {self.blame(features, int(wrong[0]))}")
             scores.append(part.scores_B)
             values_O += part.values_O
             unknown_O += part.unknown_O
         return Scored(np.concatenate(scores), values_O, unknown_O)
+
+    def blame(self, features: pa.Table, row: int) -> str:
+        """Why a row has no finite score: its number that is furthest out. No value is shown."""
+        numbers = [field.name for field in self.description.fields if field.kind == "numeric"]
+        sizes = {name: abs(features.column(name)[row].as_py() or 0.0) for name in numbers}
+        worst = max(sizes, key=lambda name: sizes[name], default="")
+        return "its score is not a finite number" + (f"; field {worst} is too large for the model" if worst else "")
 
     def score_features(self, features: pa.Table) -> Array:
         """Probabilities (rating: predictions) of feature columns, float64 [B]."""
@@ -258,8 +269,17 @@ class Scorer:
             scores.append(self.score_features(batch))
             labels.append(batch.column(LABEL).to_numpy())
             numbers = zip(batch.column(FILE).to_pylist(), batch.column(ROW).to_pylist(), strict=True)
-            samples += [f"{files[file]}:{row}" for file, row in numbers]
+            ids = [f"{files[file]}:{row}" for file, row in numbers]
+            wrong = not_finite(scores[-1])
+            if len(wrong):
+                raise DataError(f"sample {ids[wrong[0]]}: {self.blame(batch, int(wrong[0]))}")
+            samples += ids
         return samples, np.concatenate(labels), np.concatenate(scores)
+
+
+def not_finite(scores_B: Array) -> Array:
+    """Positions of the scores that are no numbers to go on with."""
+    return np.flatnonzero(~np.isfinite(scores_B))
 
 
 def _mapped(path: str) -> Array:

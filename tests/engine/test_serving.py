@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from des_core import storage
 from des_core.config import parse_config
 from des_core.contracts import Reference
-from des_core.errors import StorageError, UserError
+from des_core.errors import DataError, StorageError, UserError
 from des_core.release import serving
 from des_core.run import Run, pin
 from tests.engine import tiny
@@ -75,3 +76,12 @@ def test_a_flipped_bit_in_a_model_is_found(group: Callable[[int], Group], tmp_pa
     path.write_bytes(data)
     with pytest.raises(StorageError, match="has other bytes than"):
         serving.Scorer(str(path.parent))
+
+
+def test_a_number_that_leaves_no_score_is_named(group: Callable[[int], Group], tmp_path: Path) -> None:
+    run = trained(group(1), tmp_path, {"model": {"name": "dcn"}})
+    scorer = serving.Scorer(serving.export(run))
+    records = {column: pa.nulls(3, pa.string()) for column in scorer.columns}
+    assert np.isfinite(scorer.score(pa.table(records))).all()
+    with pytest.raises(DataError, match=r"^record 2: its score is not a finite number; field width is too large"):
+        scorer.score(pa.table(records | {"width": pa.array([1.0, -3e38, 2.0])}))
