@@ -365,7 +365,7 @@ def running(api: ApiStub) -> tuple[PyTorchJobs, Watching]:
         api.pod(JOB.name, index, {"phase": "Running"})
     api.condition(JOB.name, "Running")
     watching = Watching(jobs)
-    within(5, lambda: api.count("watch", "pytorchjobs") > 0)
+    within(60, lambda: api.count("watch", "pytorchjobs") > 0)
     return jobs, watching
 
 
@@ -373,9 +373,9 @@ def test_states_follow_each_other_to_the_end(api: ApiStub) -> None:
     jobs = jobs_of(api)
     jobs.submit(JOB)
     watching = Watching(jobs)
-    within(5, lambda: watching.phases() == ["waiting"])
+    within(60, lambda: watching.phases() == ["waiting"])
     api.condition(JOB.name, "Running")
-    within(5, lambda: watching.phases() == ["waiting", "running"])
+    within(60, lambda: watching.phases() == ["waiting", "running"])
     api.condition(JOB.name, "Succeeded", "JobSucceeded", "all done")
     assert watching.end().said == "JobSucceeded: all done"
     assert watching.phases() == ["waiting", "running", "succeeded"]
@@ -385,7 +385,7 @@ def test_a_suspended_job_is_queued_until_it_is_resumed(api: ApiStub) -> None:
     jobs, job = jobs_of(api), dataclasses.replace(JOB, queue="users")
     jobs.submit(job)
     watching = Watching(jobs, job)
-    within(5, lambda: watching.phases() == ["queued"])
+    within(60, lambda: watching.phases() == ["queued"])
     api.condition(JOB.name, "Suspended")
     resumed = copy.deepcopy(there(api))
     resumed["spec"]["runPolicy"]["suspend"] = False
@@ -409,7 +409,7 @@ def test_a_watch_survives_an_old_version(api: ApiStub) -> None:
     lists = api.count("list", "pytorchjobs")
     api.horizon = 10**6
     api.cut()
-    within(5, lambda: api.count("list", "pytorchjobs") > lists)
+    within(60, lambda: api.count("list", "pytorchjobs") > lists)
     api.horizon = 0
     api.condition(JOB.name, "Succeeded")
     assert watching.end().phase == "succeeded"
@@ -422,7 +422,7 @@ def test_a_watch_survives_refusals(api: ApiStub, status: int) -> None:
     api.fail("watch", "pytorchjobs", status, times=2)
     api.fail("list", "pytorchjobs", 503)
     api.cut()
-    within(8, lambda: api.count("watch", "pytorchjobs") >= watches + 3)
+    within(60, lambda: api.count("watch", "pytorchjobs") >= watches + 3)
     api.condition(JOB.name, "Succeeded")
     assert watching.end().phase == "succeeded"
     assert watching.phases() == ["running", "succeeded"]
@@ -434,7 +434,7 @@ def test_a_watch_survives_cut_connections_and_loses_nothing(api: ApiStub) -> Non
     for _ in range(3):
         watches = api.count("watch", "pytorchjobs")
         api.cut()
-        within(8, lambda seen=watches: api.count("watch", "pytorchjobs") > seen)  # type: ignore[misc]
+        within(60, lambda seen=watches: api.count("watch", "pytorchjobs") > seen)  # type: ignore[misc]
     with api.lock:
         api.cuts += 1
     api.condition(JOB.name, "Failed", "JobFailed", "it fell")
@@ -445,9 +445,9 @@ def test_a_watch_survives_its_own_end_and_looks_at_pods_meanwhile(api: ApiStub) 
     jobs = jobs_of(api)
     jobs.submit(JOB)
     watching = Watching(jobs)
-    within(8, lambda: api.count("watch", "pytorchjobs") >= 3)
+    within(60, lambda: api.count("watch", "pytorchjobs") >= 3)
     api.pod(JOB.name, 0, unschedulable())
-    within(8, lambda: watching.states[-1].trouble is not None)
+    within(60, lambda: watching.states[-1].trouble is not None)
     api.condition(JOB.name, "Succeeded")
     watching.end()
 
@@ -590,9 +590,9 @@ def test_every_line_of_worker_0_is_told_once_across_cut_connections(api: ApiStub
     pod, heard, ended = f"{JOB.name}-worker-0", [], threading.Event()
     thread = threading.Thread(target=lambda: heard.extend(jobs.logs(JOB, ended)), daemon=True)
     thread.start()
-    within(5, lambda: api.count("get", "pods/log") > 0)
+    within(60, lambda: api.count("get", "pods/log") > 0)
     api.pod(JOB.name, 0, {"phase": "Pending"})
-    within(5, lambda: api.count("get", "pods/log") > 1)
+    within(60, lambda: api.count("get", "pods/log") > 1)
     api.pod(JOB.name, 0, {"phase": "Running"})
     lines = api.logs.setdefault(pod, [])
     for at in range(60):

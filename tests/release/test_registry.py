@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -470,7 +471,10 @@ def test_a_database_whose_making_was_killed_is_made_anew(tmp_path: Path) -> None
     process.wait()
     assert found and not path.exists(), "nothing half-made has the database's name"
     # As an earlier version of ours, or MLflow itself, was killed among the migrations.
-    shutil.copy(found[0], path)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        for table in ("experiments", "runs", "alembic_version"):
+            database.execute(f"create table {table} (id integer)")
+        database.commit()
     with registry._client(uri) as client:
         assert client.search_registered_models() == []
     assert sorted(one.name for one in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.half-made"]
