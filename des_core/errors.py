@@ -26,6 +26,10 @@ class DataError(UserError):
     """A raw log: missing, empty, or not as the config says."""
 
 
+class UnusableLogsError(DataError):
+    """A raw log that is itself at fault: empty, broken or with too many bad records."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that does not fit the run, or is not whole."""
 

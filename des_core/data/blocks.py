@@ -24,7 +24,7 @@ from numba import njit
 
 from des_core import storage
 from des_core.data.hashing import I64, Array
-from des_core.errors import DataError
+from des_core.errors import DataError, UnusableLogsError
 
 BLOCK_BYTES = 8 << 20
 LONGEST_RECORD = 64 << 20
@@ -90,12 +90,12 @@ def blocks(path: str, delimiter: str, quoting: bool, width: int = 0) -> Iterator
             data[-SLACK:] = 0
             if fresh:
                 if (data[: min(count, 65536)] == 0).any():
-                    raise DataError(f"{path}: holds {_binary(data)}")
+                    raise UnusableLogsError(f"{path}: holds {_binary(data)}")
                 data = data[len(_BOM) if data[: len(_BOM)].tobytes() == _BOM else 0 :]
             block, consumed, line = _cut(data, ord(delimiter), quote, width, line, last=not count)
             rest = data[consumed:-SLACK]
             if len(rest) > LONGEST_RECORD:
-                raise DataError(f"{path}: line {line}: no record ends within 64 MiB; is it no text?")
+                raise UnusableLogsError(f"{path}: line {line}: no record ends within 64 MiB; is it no text?")
             if len(block.lines_R):
                 width = width or max(0, int(block.widths_R[0]))
                 yield block
@@ -110,7 +110,7 @@ def _opened(path: str) -> Iterator[Any]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; correct the path") from None
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read, is it whole? ({one_line(error)})") from None
+        raise UnusableLogsError(f"{path}: cannot be read, is it whole? ({one_line(error)})") from None
 
 
 def packing_of(path: str) -> str | None:

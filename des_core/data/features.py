@@ -21,7 +21,7 @@ from des_core.data.parts import PartManifest
 from des_core.data.paths import DAY, as_list, days_of_paths, files_of
 from des_core.data.sources import check_source, source_of
 from des_core.data.splits import order_of
-from des_core.errors import DataError
+from des_core.errors import DataError, UnusableLogsError
 
 __all__ = ["day_files", "encode", "fields_of", "ingest", "ingest_days", "source_files", "specs_of"]
 
@@ -92,7 +92,7 @@ def day_files(config: Config) -> dict[str, list[str]]:
 def ingest_days(
     config: Config,
     files: Mapping[str, Sequence[str]],
-    unusable: Callable[[str, DataError], None] | None = None,
+    unusable: Callable[[str, UnusableLogsError], None] | None = None,
 ) -> dict[str, PartManifest]:
     """The parts of days, made where they are missing or their logs have changed.
 
@@ -100,7 +100,8 @@ def ingest_days(
         unusable: called with a day whose logs are broken, empty or too bad, and why; the day is left out.
 
     Raises:
-        DataError: a day's logs are unusable, and nobody is called.
+        UnusableLogsError: a day's logs are unusable, and nobody is called.
+        DataError: the logs are not as the config says, or a side table is at fault.
     """
     source = source_of(config)
     check_source(source)
@@ -109,7 +110,8 @@ def ingest_days(
     for day, paths in sorted(files.items()):
         try:
             parts |= ingestion.parts(Job(day, tuple(paths)))
-        except DataError as error:
+        except UnusableLogsError as error:
+            # A column that is missing, or a side table at fault, is not the day's: it stops the run.
             if unusable is None:
                 raise
             unusable(day, error)

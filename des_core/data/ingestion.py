@@ -40,7 +40,7 @@ from des_core.data.sketches import Sketching
 from des_core.data.sources import Chunk, read
 from des_core.data.splits import likely_train_rows, order_of
 from des_core.data.statistics import ValueTexts
-from des_core.errors import DataError
+from des_core.errors import UnusableLogsError
 
 PROGRESS_S = 2.0
 
@@ -216,15 +216,15 @@ class _Tally:
             self._tell()
 
     def check(self, job: Job, most: float) -> None:
-        """Raises ``DataError`` if too many records are bad or none is good."""
+        """Raises ``UnusableLogsError`` if too many records are bad or none is good."""
         if not self.read:
-            raise DataError(f"{', '.join(job.files[:3])}: no records; give files with at least one")
+            raise UnusableLogsError(f"{', '.join(job.files[:3])}: no records; give files with at least one")
         reasons = "; ".join(self._reasons)
         if self.bad > most * self.read:
             share = f"{self.bad} of {self.read} records are bad ({self.bad / self.read:.2%})"
-            raise DataError(f"{share}, more than source.max_bad_share = {most:g}: {reasons}")
+            raise UnusableLogsError(f"{share}, more than source.max_bad_share = {most:g}: {reasons}")
         if self.bad == self.read:
-            raise DataError(f"{', '.join(job.files[:3])}: no good record among {self.read}: {reasons}")
+            raise UnusableLogsError(f"{', '.join(job.files[:3])}: no good record among {self.read}: {reasons}")
 
     def done(self) -> None:
         """Say the last line."""

@@ -21,7 +21,7 @@ from des_core.data.blocks import one_line
 from des_core.data.delimited import read_delimited
 from des_core.data.hashing import I64, as_text, hash_values
 from des_core.data.parsing import column_without_missing
-from des_core.errors import DataError
+from des_core.errors import DataError, UnusableLogsError
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,15 @@ def _read(join: JoinConfig, source: SourceConfig) -> pa.Table:
     tables = []
     delimiter = source.delimiter if source.format == "csv" else ","
     quoting = source.quoting == "minimal"
-    for raw in read_delimited(join.path, delimiter, quoting, True, source.missing, lambda names: names):
-        if raw.bad:
-            line, reason = raw.bad[0]
-            raise DataError(f"{join.path}: line {line}: {reason}; a side table must be right as a whole")
-        tables.append(raw.table)
+    try:
+        for raw in read_delimited(join.path, delimiter, quoting, True, source.missing, lambda names: names):
+            if raw.bad:
+                line, reason = raw.bad[0]
+                raise DataError(f"{join.path}: line {line}: {reason}; a side table must be right as a whole")
+            tables.append(raw.table)
+    except UnusableLogsError as error:
+        # Of the side table, not of the log that is joined to it.
+        raise DataError(str(error)) from None
     if not tables:
         raise DataError(f"{join.path}: holds no rows; correct path in [[source.join]]")
     return pa.concat_tables(tables)

@@ -29,7 +29,7 @@ from des_core.data.joins import Side, load_sides
 from des_core.data.labels import F32, Faults, labels_of, parse_positive, shown
 from des_core.data.parsing import Bool, check_timezone, column_without_missing, in_one, to_micros
 from des_core.data.paths import DAY
-from des_core.errors import ConfigError, DataError
+from des_core.errors import ConfigError, DataError, UnusableLogsError
 
 CRITEO_COLUMNS = ("label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27)))
 """Columns of Criteo's display logs, which name none: a label, 13 numbers, 26 categories."""
@@ -224,7 +224,7 @@ def _read_parquet(path: str, missing: Sequence[str], choose: Callable[[list[str]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; correct the path") from None
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not a whole Parquet file ({one_line(error)})") from None
+        raise UnusableLogsError(f"{path}: not a whole Parquet file ({one_line(error)})") from None
 
 
 EARLIEST = 631_152_000 * 1_000_000

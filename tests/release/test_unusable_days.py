@@ -49,7 +49,6 @@ def config(tmp_path: Path) -> Config:
         (b"click,user,at\n", "no records"),
         (b"click,user,at\n" + b"1,ann\n" * 50, "50 of 50 records are bad"),
         (b"PK\x03\x04\0\0", "a zip archive"),
-        (b"clicked,user,at\n1,ann,2026-01-02\n", "no column 'click'"),
     ],
 )
 def test_a_day_with_unusable_logs_does_not_stop_later_ones(
@@ -79,3 +78,22 @@ def test_a_day_that_was_good_once_is_left_out_once_it_is_broken(config: Config, 
     (tmp_path / f"{DAYS[0]}.csv").write_text("")
     assert sorted(_stages.day_parts(config, DAYS[2])) == list(DAYS[1:])
     assert list(daily.held_days(config)) == [DAYS[0]]
+
+
+def test_a_column_that_an_earlier_day_lacks_stops_the_run_and_puts_no_day_aside(config: Config, tmp_path: Path) -> None:
+    (tmp_path / f"{DAYS[0]}.csv").write_text("click,at\n1,2026-01-01T00:00:00\n")
+    with pytest.raises(DataError, match=r"2026-01-01.csv: no column 'user'"):
+        _stages.day_parts(config, DAYS[2])
+    assert not daily.held_days(config)
+
+
+@pytest.mark.parametrize("table", [b"PK\x03\x04\0\0", b"user,age\nann\n", b""])
+def test_a_side_table_at_fault_puts_no_day_aside(tmp_path: Path, table: bytes) -> None:
+    (tmp_path / "users.csv").write_bytes(table)
+    (tmp_path / "shop.toml").write_text(TOML + '[[source.join]]\npath = "users.csv"\non = "user"\n')
+    for day in DAYS:
+        write(tmp_path, day)
+    config = load_config(tmp_path / "shop.toml", (f"run.dir={tmp_path}/runs/shop",))
+    with pytest.raises(DataError, match=r"users.csv"):
+        _stages.day_parts(config, DAYS[2])
+    assert not daily.held_days(config)
