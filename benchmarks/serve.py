@@ -252,7 +252,7 @@ def registered(root: Path, uri: str, config: Config, values: int) -> mlflow.Mlfl
         export(folder / "model", config, values, seed)
         mlflow.pyfunc.save_model(
             folder / "logged",
-            loader_module="des_core.release.serving",
+            loader_module="des_core.release.pyfunc",
             data_path=str(folder / "model"),
             pip_requirements=["mlflow"],
         )

@@ -6,6 +6,7 @@ it reads from the run's folder; nothing else passes from one to the next.
 
 from __future__ import annotations
 
+import textwrap
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ POLL_S = 60.0
 
 RESULTS = ("report.json", "report.html", "predictions.parquet", "champion.json", "gate.json", "version.json")
 """What a finished run has left beside its training."""
+
+SHORT = 80
+"""Characters of a reason in a step's line."""
 
 EXAMPLE_ROWS = 5
 """Raw records that MLflow shows beside a model."""
@@ -253,7 +257,8 @@ def gate(run: Run) -> Done:
         from des_core.release import daily
 
         daily.quarantine(run, verdict.days_at_fault, verdict.reasons)
-    what = f"{verdict.verdict}: {'; '.join(verdict.reasons)}"
+    # All of it is said at the end.
+    what = f"{verdict.verdict}: {textwrap.shorten(verdict.reasons[0], SHORT, placeholder=' ...')}"
     numbers = {"verdict": verdict.verdict, "reasons": list(verdict.reasons)}
     return Done(what, str(reference), unchanged, page, numbers)
 
@@ -348,14 +353,28 @@ def _trained(run: Run) -> bool:
 
 def _model(run: Run) -> tuple[str, pa.Table]:
     """The exported model's folder and a few raw records."""
-    from des_core.data import features, sources
     from des_core.release import serving
 
-    source = sources.source_of(run.config)
-    files = [file for part in features.source_files(run.config).values() for file in part]
-    chunks = sources.read(source, files, Dataset.load(run.dataset).fields, labelled=False)
-    records = next(chunk.records for chunk in chunks if chunk.records.num_rows)
-    return serving.export(run), records.slice(0, EXAMPLE_ROWS)
+    return serving.export(run), example_rows(run)
+
+
+def example_rows(run: Run) -> pa.Table:
+    """A few raw records with all of the model's columns, from the logs that the run is of; texts stay texts."""
+    from des_core.data import features, sources
+    from des_core.data.hashing import as_text
+
+    source, fields = sources.source_of(run.config), Dataset.load(run.dataset).fields
+    parts = features.source_files(run.config)
+    # A field may be newer than the logs of days before.
+    last = run.day.as_of if run.day is not None else list(parts)[-1]
+    chunks = sources.read(source, parts[last], fields, labelled=False)
+    records = next(chunk.records for chunk in chunks if chunk.records.num_rows).slice(0, EXAMPLE_ROWS)
+    for spec in fields:
+        column = records.column(spec.column)
+        if spec.form == "text" and pa.types.is_integer(column.type):
+            place = records.column_names.index(spec.column)
+            records = records.set_column(place, spec.column, as_text(column.combine_chunks()))
+    return records
 
 
 def _metric(prefix: str, metrics: dict[str, Any]) -> str:

@@ -201,6 +201,9 @@ class FieldConfig(Section):
     derive: str = Field(
         "", description="hour, weekday or year of a time, or regex:PATTERN (its first group, or all it finds)."
     )
+    form: Literal["", "text", "whole", "number", "boolean"] = Field(
+        "", description="What the values are; empty: settled by the first values that are ingested."
+    )
     table: str = Field("", description="Rows are shared by fields that name the same table; empty: own rows.")
     input: Literal["rows", "dense"] = Field(
         "rows", description="numeric: scales a row of its own, or goes into the dense layers as it is (missing: 0)."
@@ -214,6 +217,8 @@ class FieldConfig(Section):
             raise ValueError("transform needs kind = 'numeric'")
         if self.input == "dense" and (self.kind != "numeric" or self.transform == "bucket" or self.table):
             raise ValueError("input = 'dense' needs kind = 'numeric', no buckets and no table")
+        if self.form and self.kind == "numeric":
+            raise ValueError("form is for values that own rows; a numeric field's are numbers already")
         if self.weight and self.kind == "numeric":
             raise ValueError("a numeric field takes no weight")
         if self.derive and self.derive not in ("hour", "weekday", "year"):

@@ -26,6 +26,9 @@ the part's ``first_file``, int64 row in that file."""
 DAY_MICROS = 86_400_000_000
 """Microseconds of a day."""
 
+Form = Literal["", "text", "whole", "number", "boolean"]
+"""What the values of a field are (data/forms.py); empty: not settled, for none has been seen."""
+
 WEIGHT = "weight:"
 """Prefix of the column with a field's weights: float32, or list<float32> for a multi field."""
 
@@ -96,6 +99,8 @@ class FieldSpec(Record):
     mean: float = 0.0
     std: float = 1.0
     edges: tuple[float, ...] = ()
+    form: Form = ""
+    """Of a categorical or multi field."""
     input: Literal["rows", "dense"] = "rows"
 
 

@@ -335,6 +335,7 @@ def predict(
     model: Annotated[str, typer.Option("--model", metavar="URI", help="models:/NAME@champion or models:/NAME/3.")],
     input_: Annotated[str, typer.Option("--input", metavar="FILE", help="Raw records, in the logs' format.")],
     output: Annotated[str, typer.Option("--output", metavar="FILE", help="CSV of sample,probability to write.")],
+    keep: Annotated[str, typer.Option(metavar="COLUMNS", help="Columns to carry through, like user_id,time.")] = "",
     config: Annotated[
         Path | None, typer.Option("-c", "--config", metavar="FILE", help="TOML with the registry and the source.")
     ] = None,
@@ -350,7 +351,7 @@ def predict(
     uri = prediction.tracking_uri(model, loaded)
     with tempfile.TemporaryDirectory(prefix="des-model-") as folder:
         found = registry.fetch(model, uri, folder)
-        scored = prediction.predict(found.folder, input_, output, loaded)
+        scored = prediction.predict(found.folder, input_, output, loaded, tuple(filter(None, keep.split(","))))
     _line("predict", f"{scored.rows:,} rows scored by {found.name} version {found.version}")
     if scored.bad:
         _line("left out", f"{scored.bad:,} bad rows, the first at {scored.first_reason}")

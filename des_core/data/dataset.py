@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import ValidationError
 
 from des_core import storage
 from des_core.config import Config, SourceConfig
-from des_core.contracts import Dataset, FieldSpec, FieldStats, Reference
+from des_core.contracts import Dataset, FieldSpec, FieldStats, Form, Reference
 from des_core.data.parts import PartManifest, whole_part
 from des_core.data.sketches import sketches
 from des_core.data.splits import Splits, divide
 from des_core.data.statistics import Sketch, merged, stats_of, with_statistics
+from des_core.errors import DataError
 
 _OURS = re.compile(
     r"manifest\.json|rows-\w+\.parquet|quarantine\.csv|sketches-[\d-]+\.arrow|.*\.partial-\d+|incoming\.parquet"
@@ -39,6 +40,29 @@ def earlier_days(root: str, spec: str) -> dict[str, PartManifest]:
     """Every whole part that a config of digest ``spec`` made."""
     found = {name: whole_part(root, name) for name in storage.list_folder(root) if not name.startswith(".")}
     return {name: part for name, part in found.items() if part is not None and part.spec == spec}
+
+
+def settled_forms(parts: Iterable[PartManifest], known: Iterable[FieldSpec] = ()) -> dict[str, Form]:
+    """Field -> what its values are, in all parts and in the known fields.
+
+    Raises:
+        DataError: in one they are something else than in another.
+    """
+    forms: dict[str, Form] = {}
+    where: dict[str, str] = {}
+    given = [*(("the model that training goes on from", {field.name: field.form}) for field in known)]
+    given += [(f"part {part.part.path}", part.forms) for part in parts]
+    for place, settled in given:
+        for name, form in settled.items():
+            if not form:
+                continue
+            if forms.setdefault(name, form) != form:
+                raise DataError(
+                    f"field {name}: its values are {form} in {place} and {forms[name]} in {where[name]}; "
+                    f"set form = {forms[name]!r} for it in [[fields]]"
+                )
+            where.setdefault(name, place)
+    return forms
 
 
 def assemble(
@@ -78,6 +102,9 @@ def dataset_of(
     Args:
         known: fields whose statistics are settled; the others' come from the train split.
     """
+    forms = settled_forms(manifests.values(), known)
+    specs = [spec.model_copy(update={"form": spec.form or forms.get(spec.name, "")}) for spec in specs]
+    known = [field.model_copy(update={"form": field.form or forms.get(field.name, "")}) for field in known]
     sketched = [
         sketches(root, manifests[segment.part].part, segment.part, specs, segment.start, segment.stop)
         for segment in splits["train"]

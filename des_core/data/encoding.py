@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from des_core.config import Config, FieldConfig
-from des_core.contracts import WEIGHT, FieldSpec
+from des_core.contracts import WEIGHT, FieldSpec, Form
 from des_core.data import libsvm, synthetic
+from des_core.data.forms import in_form, settle
 from des_core.data.hashing import I64, MISSING, as_text, hash_text, hash_values
 from des_core.data.labels import Faults, shown
 from des_core.data.parsing import Bool, in_one, local_times, to_micros, to_numbers, without_missing
@@ -38,6 +39,8 @@ class Encoded:
     features: pa.Table
     faults: Faults
     values: dict[str, tuple[I64, pa.Array | pa.ChunkedArray]]
+    forms: dict[str, Form]
+    """Of each field that has keys."""
 
 
 def fields_of(config: Config) -> tuple[FieldConfig, ...]:
@@ -91,7 +94,7 @@ def encode_checked(
     encoder = _Encoder(records, timezone, missing, quoted)
     for field in fields:
         encoder.add(field)
-    return Encoded(pa.table(encoder.columns), encoder.faults, encoder.values)
+    return Encoded(pa.table(encoder.columns), encoder.faults, encoder.values, encoder.forms)
 
 
 class _Encoder:
@@ -101,6 +104,7 @@ class _Encoder:
         self.columns: dict[str, pa.Array] = {}
         self.faults: Faults = {}
         self.values: dict[str, tuple[I64, pa.Array]] = {}
+        self.forms: dict[str, Form] = {}
         self._records = dict(zip(records.column_names, records.columns, strict=True))
         self._timezone = timezone
         self._shown = shown if quoted else _unsaid
@@ -163,7 +167,7 @@ class _Encoder:
             raise DataError(
                 f"column {field.column} holds {values.type}; declare it with kind = 'multi' if it is a list"
             )
-        texts = values if pa.types.is_dictionary(values.type) else as_text(values)
+        texts = self._in_form(values, field)
         keys_R = self._without_missing(hash_values(texts))
         self.columns[field.name] = pa.array(keys_R)
         self.values[field.name] = (keys_R, texts)
@@ -171,8 +175,18 @@ class _Encoder:
             weights = self._numbers(self._column(field, field.weight), field.weight)
             self.columns[WEIGHT + field.name] = weights.fill_null(1.0)
 
+    def _in_form(self, values: pa.Array, field: FieldSpec) -> pa.Array:
+        """The texts of a field's values; a field without a form takes that of these values."""
+        form = field.form or settle(without_missing(values, self._missing))
+        self.forms[field.name] = form
+        try:
+            return in_form(values, form)
+        except DataError as error:
+            raise DataError(f"column {field.column}: {error}") from None
+
     def _many_values(self, values: pa.Array, field: FieldSpec) -> None:
         offsets, listed = _lists(values, field.separator)
+        listed = self._in_form(listed, field)
         keys_V = self._without_missing(hash_values(listed))
         row_of_V = np.repeat(np.arange(len(values)), np.diff(offsets))
         keep_V = keys_V != MISSING

@@ -9,6 +9,7 @@ Source: method.md, sections 5 and 6.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from des_core import storage
 from des_core.config import Config, SourceConfig
@@ -65,7 +66,7 @@ def ingest(config: Config, day: str | None = None) -> Reference:
     jobs = _jobs(config, source, day)
     ingestion = Ingestion(config, source)
     manifests = earlier_days(ingestion.root, ingestion.spec) if day is not None else {}
-    for job in jobs:
+    for job in _newest_first(jobs) if _by_path_day(source) else jobs:
         manifests |= ingestion.parts(job)
     reference = assemble(config, source, ingestion.specs, ingestion.root, dict(sorted(manifests.items(), key=_place)))
     remove_stale(ingestion.root, Dataset.load(reference), everything=day is None)
@@ -107,15 +108,24 @@ def ingest_days(
     check_source(source)
     ingestion = Ingestion(config, source)
     parts: dict[str, PartManifest] = {}
-    for day, paths in sorted(files.items()):
+    for job in _newest_first([Job(day, tuple(paths)) for day, paths in sorted(files.items())]):
         try:
-            parts |= ingestion.parts(Job(day, tuple(paths)))
+            parts |= ingestion.parts(job)
         except UnusableLogsError as error:
             # A column that is missing, or a side table at fault, is not the day's: it stops the run.
             if unusable is None:
                 raise
-            unusable(day, error)
-    return parts
+            unusable(job.part, error)
+    return dict(sorted(parts.items()))
+
+
+def _newest_first(jobs: Sequence[Job]) -> list[Job]:
+    """Days with the last one before all others, which may lack columns that it has.
+
+    A field may be newer than the logs of days before; one that the last day lacks, or that days before it had, is a
+    mistake, which is found in the last day before anything else is read.
+    """
+    return [*jobs[-1:], *(replace(job, may_lack=True) for job in jobs[:-1])]
 
 
 def _place(item: tuple[str, PartManifest]) -> tuple[int, str]:

@@ -5,8 +5,8 @@
 
 An empty text is splitmix64(0); a missing value is a key of its own. Texts are hashed as their bytes are
 written, so "007" is not "7". Typed values are hashed as the text that stands for them: integers in
-decimal, whole floats as integers, other floats by their shortest decimal form, booleans as true and false. Thus
-7 in JSON, 7.0 in a float column and "7" in a CSV are one value. Two of 10^9 values of one field
+decimal, whole floats as integers, other floats by their shortest decimal form, booleans as true and false. What
+is hashed is first brought to its field's form (forms.py). Two of 10^9 values of one field
 share a key with probability 2.7 %. Keys are int64: the bit pattern of the unsigned hash.
 
 Source of splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
@@ -122,11 +122,12 @@ def as_text(array: pa.Array) -> pa.Array:
 def _float_text(array: pa.Array) -> pa.Array:
     values = array.to_numpy(zero_copy_only=False)
     unique, inverse = np.unique(values, return_inverse=True)
-    texts = [_number_text(value) for value in unique]
+    texts = [number_text(value) for value in unique]
     return pa.array(texts, pa.string()).take(pa.array(inverse))
 
 
-def _number_text(value: Any) -> str | None:
+def number_text(value: Any) -> str | None:
+    """The text that stands for a float; None for NaN."""
     if np.isnan(value):
         return None
     if np.isfinite(value) and value == np.floor(value):

@@ -26,21 +26,22 @@ from pyarrow import fs as pafs
 
 from des_core import log, storage
 from des_core.config import Config, SourceConfig
-from des_core.contracts import FILE, GROUP, LABEL, ROW, TIME, Part
-from des_core.data.dataset import stored_dataset
+from des_core.contracts import FILE, GROUP, LABEL, ROW, TIME, Form, Part
+from des_core.data.dataset import earlier_days, settled_forms, stored_dataset
 from des_core.data.digests import Digests
 from des_core.data.encoding import encode_checked, fields_of, specs_of
+from des_core.data.forms import in_form, settle
 from des_core.data.hashing import Array, hash_values, splitmix64
 from des_core.data.joins import Side, load_sides
 from des_core.data.labels import Faults
 from des_core.data.order import Sorter
-from des_core.data.parsing import day_bounds, days_of
+from des_core.data.parsing import day_bounds, days_of, in_one
 from des_core.data.parts import PartManifest, manifest_uri, whole_part, write_rows
 from des_core.data.sketches import Sketching
 from des_core.data.sources import Chunk, read
 from des_core.data.splits import likely_train_rows, order_of
 from des_core.data.statistics import ValueTexts
-from des_core.errors import UnusableLogsError
+from des_core.errors import DataError, UnusableLogsError
 
 PROGRESS_S = 2.0
 
@@ -53,6 +54,8 @@ class Job:
     files: tuple[str, ...]
     hold_out: float = 0.0
     """Share of the rows set apart for validation."""
+    may_lack: bool = False
+    """Whether files without a field's column are taken, if no job like this had it before: the field is newer."""
 
 
 class Ingestion:
@@ -64,6 +67,10 @@ class Ingestion:
         self.root = storage.join(config.storage.root, "features")
         self.spec = config.features_digest
         self.specs = specs_of(fields_of(config))
+        self._had: set[str] = set()
+        """Columns that days before have had."""
+        self._group_form: Form = ""
+        self._settled = False
         self._sides: tuple[Side, ...] | None = None
         self._digests = Digests(config.storage.root)
         self._side_digests = self._digests.of(join.path for join in source.join)
@@ -82,19 +89,30 @@ class Ingestion:
             for name, part in there.items()
             if part is not None and part.spec == self.spec and part.sources == sources
         }
-        if known and len(known) == len(names):
-            return known
-        with _scratch(self.root, job.part or "days") as folder:
-            return self._make(job, sources, folder)
+        if not known or len(known) != len(names):
+            with _scratch(self.root, job.part or "days") as folder:
+                known = self._make(job, sources, folder)
+        if job.may_lack:
+            self._had |= self._columns - {name for part in known.values() for name in part.lacks}
+        return known
+
+    @property
+    def _columns(self) -> set[str]:
+        """Columns that fields are made of."""
+        return {name for spec in self.specs for name in (spec.column, spec.weight) if name}
 
     def _make(self, job: Job, sources: tuple[str, ...], folder: str) -> dict[str, PartManifest]:
         if self._sides is None:
             self._sides = load_sides(self.source)
+        if not self._settled:
+            self._settle(settled_forms(earlier_days(self.root, self.spec).values()))
+            self._settled = True
         sorter = Sorter(folder)
         quarantine = os.path.join(folder, "quarantine.csv")
         with open(quarantine, "w", encoding="utf-8", newline="") as file:
             tally = _Tally(job.part or "days", file, [spec.name for spec in self.specs])
-            for chunk in read(self.source, job.files, self.specs, sides=self._sides):
+            newer = self._columns - self._had if job.may_lack else ()
+            for chunk in read(self.source, job.files, self.specs, sides=self._sides, may_lack=newer):
                 self._take_in(chunk, job, sorter, tally)
         tally.check(job, self.source.max_bad_share)
         streams: Iterator[tuple[str, Iterator[pa.Table]]] = iter([(job.part, sorter.sorted())])
@@ -113,6 +131,8 @@ class Ingestion:
                 part=part,
                 outside=tally.outside,
                 held_out=tally.held_out,
+                lacks=tuple(sorted(tally.lacks)),
+                forms={spec.name: spec.form for spec in self.specs if spec.form} | {GROUP: self._group_form},
                 texts={name: texts.result() for name, texts in tally.texts.items()},
             )
         for name, manifest in manifests.items():
@@ -120,13 +140,26 @@ class Ingestion:
         tally.done()
         return manifests
 
+    def _settle(self, forms: Mapping[str, Form]) -> None:
+        """Fix the forms of fields that had none."""
+        self._group_form = self._group_form or forms.get(GROUP, "")
+        self.specs = tuple(
+            spec if spec.form else spec.model_copy(update={"form": forms.get(spec.name, "")}) for spec in self.specs
+        )
+
     def _take_in(self, chunk: Chunk, job: Job, sorter: Sorter, tally: _Tally) -> None:
         """Encode a chunk's records and hand the good ones to the sorter."""
         encoded = encode_checked(chunk.records, self.specs, self.source.timezone, self.source.missing)
+        self._settle(encoded.forms)
         features = encoded.features
         group_R = np.zeros(len(chunk.rows_R), np.int64)
         if self.source.group:
-            group_R = hash_values(chunk.records.column(self.source.group))
+            groups = in_one(chunk.records.column(self.source.group))
+            self._settle({GROUP: settle(groups)} if not self._group_form else {})
+            try:
+                group_R = hash_values(in_form(groups, self._group_form))
+            except DataError as error:
+                raise DataError(f"{chunk.path}: source.group = {self.source.group!r}: {error}") from None
         faults = {**self._outside(chunk, job, tally), **encoded.faults}
         if faults:
             keep_R = np.ones(len(chunk.rows_R), np.bool_)
@@ -197,6 +230,7 @@ class _Tally:
 
     def __init__(self, part: str, quarantine: Any, fields: Sequence[str]) -> None:
         self.read = self.bad = self.held_out = self.outside = 0
+        self.lacks: set[str] = set()
         self.texts = {name: ValueTexts() for name in fields}
         self._part = part
         self._quarantine = csv.writer(quarantine, lineterminator="\n")
@@ -206,6 +240,7 @@ class _Tally:
     def add(self, chunk: Chunk, values: Mapping[str, tuple[Array, Any]]) -> None:
         """Count a chunk."""
         self.read += chunk.read
+        self.lacks |= set(chunk.absent)
         self.bad += len(chunk.bad)
         self._quarantine.writerows((chunk.path, line, reason) for line, reason in chunk.bad)
         for line, reason in chunk.bad[: 3 - len(self._reasons)]:

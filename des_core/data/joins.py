@@ -1,7 +1,7 @@
 """Side tables: small tables, held in memory, whose columns are added to each record of the log.
 
-Records and rows meet by the key of the value that both name, so that 7 in a Parquet file and "7" in a
-CSV are one. A record without a row gets missing values.
+Records and rows meet by the key of the value that both name. What these values are is settled by the side table
+(forms.py), so that 7 in a Parquet file and "7.0" in a CSV are one. A record without a row gets missing values.
 
 Dims: S rows of the side table, R records.
 """
@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 
 from des_core import storage
 from des_core.config import JoinConfig, SourceConfig
+from des_core.contracts import Form
 from des_core.data.blocks import one_line
 from des_core.data.delimited import read_delimited
+from des_core.data.forms import in_form, settle
 from des_core.data.hashing import I64, as_text, hash_values
-from des_core.data.parsing import column_without_missing
+from des_core.data.parsing import column_without_missing, in_one
 from des_core.errors import DataError, UnusableLogsError
 
 
@@ -29,6 +31,7 @@ class Side:
     """A side table: the keys of its column ``on``, ascending, and its other columns in that order."""
 
     on: str
+    form: Form
     keys_S: I64
     table: pa.Table
 
@@ -39,7 +42,10 @@ class Side:
 
     def look_up(self, values: pa.ChunkedArray, names: Sequence[str]) -> pa.Table:
         """Columns ``names`` for each of ``values`` [R], null where no row has the value."""
-        keys_R = hash_values(values)
+        try:
+            keys_R = hash_values(in_form(in_one(values), self.form))
+        except DataError as error:
+            raise DataError(f"source.join.on = {self.on!r}, by its side table: {error}") from None
         if not len(self.keys_S):
             return self.table.select(list(names)).take(pa.nulls(len(keys_R), pa.int64()))
         places_R = np.minimum(np.searchsorted(self.keys_S, keys_R), len(self.keys_S) - 1)
@@ -64,7 +70,9 @@ def _load(join: JoinConfig, source: SourceConfig) -> Side:
             raise DataError(f"{join.path}: no column {name!r} to join with; it has {has}; correct source.join")
     on = table.column(join.on)
     table = table.filter(on.is_valid())
-    keys_S = hash_values(table.column(join.on))
+    keys = in_one(table.column(join.on))
+    form = settle(keys)
+    keys_S = hash_values(in_form(keys, form))
     order_S = np.argsort(keys_S, kind="stable")
     sorted_S = keys_S[order_S]
     twice = np.flatnonzero(sorted_S[1:] == sorted_S[:-1])
@@ -72,7 +80,7 @@ def _load(join: JoinConfig, source: SourceConfig) -> Side:
         value = as_text(table.column(join.on).take(pa.array(order_S[twice[:1]])).combine_chunks())[0].as_py()
         raise DataError(f"{join.path}: {join.on} {value!r} has more than one row; keep one row for each {join.on}")
     names = list(join.columns) or [name for name in table.column_names if name != join.on]
-    return Side(join.on, sorted_S, table.select(names).take(pa.array(order_S)))
+    return Side(join.on, form, sorted_S, table.select(names).take(pa.array(order_S)))
 
 
 def _read(join: JoinConfig, source: SourceConfig) -> pa.Table:

@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from des_core import storage
-from des_core.contracts import ROW, ROW_GROUP, TIME, Part, Record
+from des_core.contracts import ROW, ROW_GROUP, TIME, Form, Part, Record
 from des_core.errors import StorageError
 
 
 class PartManifest(Record):
     """A whole part: trusted only if ``spec`` and ``sources`` are those of the run."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     spec: str
     """``Config.features_digest`` of the config that made it."""
     sources: tuple[str, ...]
@@ -38,6 +38,10 @@ class PartManifest(Record):
     """Good rows whose time lies outside the day that their file is of."""
     held_out: int = 0
     """Rows at the end that were set apart for validation."""
+    lacks: tuple[str, ...] = ()
+    """Columns that a raw file did not have; their fields are newer."""
+    forms: dict[str, Form] = {}
+    """Field, or ``_group`` -> what its values are (forms.py)."""
     texts: dict[str, tuple[tuple[int, str], ...]]
     """Field -> keys and texts of frequent values."""
 

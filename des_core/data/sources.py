@@ -10,7 +10,7 @@ Dims: R records of a chunk.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from des_core import storage
+from des_core import log, storage
 from des_core.config import Config, SourceConfig
 from des_core.contracts import FieldSpec
 from des_core.data import libsvm, synthetic
@@ -53,6 +53,8 @@ class Chunk:
     read: int
     label_R: F32
     micros_R: I64
+    absent: tuple[str, ...] = ()
+    """Columns that the file lacks, and may."""
 
     def without(self, faults: Faults) -> Chunk:
         """The chunk without the records at some positions, which become bad."""
@@ -94,6 +96,8 @@ def read(
     fields: Sequence[FieldSpec],
     labelled: bool = True,
     sides: Sequence[Side] | None = None,
+    may_lack: Collection[str] = (),
+    more: Sequence[str] = (),
 ) -> Iterator[Chunk]:
     """Checked records of files, in their order, with the columns of ``fields``.
 
@@ -101,21 +105,23 @@ def read(
         labelled: also read and check label, time and group; without them, for scoring, a side table
             is only joined for columns that the log does not have itself.
         sides: the source's side tables, where they were loaded already.
+        may_lack: columns without which a file has no values of their fields; a line says so.
+        more: columns beside those of ``fields``.
 
     Raises:
         DataError: a file is missing, broken, or without a column; its times do not parse at all.
     """
     check_source(source)
     sides = load_sides(source) if sides is None else sides
-    wanted = _wanted(source, fields, labelled)
+    wanted = _wanted(source, fields, labelled) | dict.fromkeys(more, "to keep")
+    optional = frozenset(may_lack) - {source.label, source.time, source.group, *more}
     for path in paths:
-        plan = _Plan(path, wanted, sides, strict=labelled)
+        plan = _Plan(path, wanted, sides, labelled, optional)
         for number, raw in enumerate(_raw(source, path, plan.choose)):
             records = plan.join(raw.table)
             nothing = np.zeros(0, np.int64)
-            chunk = Chunk(
-                path, records, raw.rows_R, raw.lines_R, raw.bad, raw.read, nothing.astype(np.float32), nothing
-            )
+            labels_R, absent = nothing.astype(np.float32), tuple(plan.absent)
+            chunk = Chunk(path, records, raw.rows_R, raw.lines_R, raw.bad, raw.read, labels_R, nothing, absent)
             yield _labelled(chunk, source, first=number == 0) if labelled else chunk
 
 
@@ -147,12 +153,16 @@ def _wanted(source: SourceConfig, fields: Sequence[FieldSpec], labelled: bool) -
 class _Plan:
     """Which wanted columns of one file come from the log itself, and which from side tables."""
 
-    def __init__(self, path: str, wanted: dict[str, str], sides: Sequence[Side], strict: bool) -> None:
+    def __init__(
+        self, path: str, wanted: dict[str, str], sides: Sequence[Side], strict: bool, optional: frozenset[str]
+    ) -> None:
         self._path = path
         self._wanted = wanted
         self._sides = sides
         self._strict = strict
+        self._optional = optional
         self._joins: list[tuple[Side, list[str]]] = []
+        self.absent: list[str] = []
 
     def choose(self, available: list[str]) -> list[str]:
         """The columns to read of the log.
@@ -175,6 +185,10 @@ class _Plan:
                 self._joins.insert(0, (side, given))
                 needed.setdefault(side.on, "source.join.on")
         for name, purpose in needed.items():
+            if name in self._optional and name not in available:
+                self.absent.append(name)
+                log.emit("no_column", file=self._path, column=name, wanted_for=purpose)
+                continue
             if available.count(name) != 1:
                 raise DataError(f"{self._path}: {self._fault(name, purpose, available)}")
             taken[name] = None
@@ -188,7 +202,9 @@ class _Plan:
         return f"no column {name!r} ({purpose}); {hint}"
 
     def join(self, records: pa.Table) -> pa.Table:
-        """Records with the columns of the side tables."""
+        """Records with the columns of the side tables, and without a value in those that the file lacks."""
+        for name in self.absent:
+            records = records.append_column(name, pa.nulls(records.num_rows, pa.string()))
         for side, names in self._joins:
             found = side.look_up(records.column(side.on), names)
             for name in names:

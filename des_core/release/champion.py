@@ -34,7 +34,7 @@ from des_core.run import Day, Run
 if TYPE_CHECKING:
     from des_core.release.serving import Scorer
 
-STORED = ("name", "column", "kind", "separator", "weight", "derive")
+STORED = ("name", "column", "kind", "separator", "weight", "derive", "form")
 """What decides a field's columns in the feature store: statistics and pooling are applied when they are read."""
 
 BATCH = 8192

@@ -31,7 +31,7 @@ from des_core.errors import ConfigError, DataError, UserError
 from des_core.release import registry
 from des_core.run import Day, Run, pin, relative_to_root, reopen, under_root
 
-LEARNED = ("mean", "std", "edges")
+LEARNED = ("mean", "std", "edges", "form")
 """What a field takes from the data: it stays as the champion knows it."""
 
 

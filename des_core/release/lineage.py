@@ -38,6 +38,8 @@ def tags(run: Run, verdict: Verdict, report: dict[str, Any]) -> dict[str, str]:
         "des.config": config if len(config) <= LONGEST_TAG else "see the artifact config.json",
         "des.dataset": str(run.dataset),
         "des.git_commit": code_version(),
+        "des.code_version": des_core.__version__,
+        "des.code_digest": code_digest(),
         "des.image": os.environ.get("DES_IMAGE", ""),
         "des.environment": hashlib.sha256(environment().encode()).hexdigest(),
         "des.seed": str(run.config.run.seed),
@@ -144,6 +146,16 @@ def code_version() -> str:
             # No git program, or a checkout without a commit: the version says what there is to say.
             return des_core.__version__
     return des_core.__version__
+
+
+@cache
+def code_digest() -> str:
+    """sha256 over the names and digests of this package's source files: which code a model needs to be served by."""
+    home = Path(des_core.__file__).resolve().parent
+    digest = hashlib.sha256()
+    for path in sorted(home.rglob("*.py")):
+        digest.update(f"{path.relative_to(home)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _git(home: Path, *arguments: str) -> str:

@@ -5,7 +5,7 @@
                        {"inputs": {column: [...]}}, or one record {column: value}, or as dataframe_records
     text/csv           a header line, then records
 
-Other columns are left out, values keep their types: a field hashes 7, 7.0 and "7" alike and reads "7.5" as a number.
+Other columns are left out, values keep their types; a field brings them to its form (data/forms.py).
 null, NaN and an absent key of a record are missing values. No message repeats anything but names.
 """
 
@@ -62,7 +62,7 @@ def _json(body: bytes, wanted: Collection[str]) -> pa.Table:
         columns = FORMS[forms[0]](document[forms[0]], wanted)
     except DataError as error:
         raise DataError(f"{forms[0]}: {error}") from None
-    return pa.table({name: _array(name, values) for name, values in columns.items()})
+    return pa.table({name: column(name, values) for name, values in columns.items()})
 
 
 def _split(data: Any, wanted: Collection[str]) -> Columns:
@@ -103,8 +103,12 @@ def _inputs(data: Any, wanted: Collection[str]) -> Columns:
     return found
 
 
-def _array(name: str, values: Sequence[Any]) -> pa.Array:
-    """One column; values of several types become texts."""
+def column(name: str, values: Sequence[Any]) -> pa.Array:
+    """One column; values of several types become texts.
+
+    Raises:
+        DataError: they are of no type that a field reads.
+    """
     try:
         try:
             return pa.array(values)
@@ -120,7 +124,7 @@ def _array(name: str, values: Sequence[Any]) -> pa.Array:
 
 
 def _text(name: str, value: Any) -> str | None:
-    """The text that stands for a value, as ``hashing.as_text`` writes it."""
+    """A value as a log in text would write it."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -128,7 +132,7 @@ def _text(name: str, value: Any) -> str | None:
     if isinstance(value, float):
         if value != value:
             return None
-        return str(int(value)) if value.is_integer() else str(value)
+        return repr(value)
     if isinstance(value, int):
         return str(value)
     raise DataError(f"column {name!r} holds an object or a list where a value must be")

@@ -1,4 +1,4 @@
-"""Raw records of a file -> CSV of ``sample,probability``, in the file's order, by a registered model.
+"""Raw records of a file -> CSV of ``sample,probability`` and kept columns, in the file's order, by a registered model.
 
 Records are read as ingestion reads them, under the source settings that the model carries (or those of a config that
 is given), except that nothing but the model's own columns is needed. A record that ingestion would put into quarantine
@@ -8,14 +8,14 @@ gets no line here either; the caller is told how many there were, and why.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pcsv
+import pyarrow.compute as pc
 
 from des_core import storage
 from des_core.addresses import sqlite_address
@@ -23,7 +23,9 @@ from des_core.config import Config, SourceConfig
 from des_core.contracts import FieldSpec
 from des_core.data import sources
 from des_core.data.encoding import encode_checked
+from des_core.data.hashing import as_text
 from des_core.data.joins import load_sides
+from des_core.data.parsing import in_one
 from des_core.data.paths import digest_of
 from des_core.errors import DataError, RegistryError
 
@@ -60,8 +62,11 @@ def tracking_uri(model: str, config: Config | None) -> str:
     raise RegistryError(f"{model}: no registry known; give the run's config with -c FILE or set MLFLOW_TRACKING_URI")
 
 
-def predict(folder: str, path: str, output: str, config: Config | None = None) -> Scored:
+def predict(folder: str, path: str, output: str, config: Config | None = None, keep: Sequence[str] = ()) -> Scored:
     """Score a file with the model in ``folder`` and write the CSV whole or not at all.
+
+    Args:
+        keep: columns of the file that go into the output, after the scores.
 
     Raises:
         DataError: the file is missing, lacks a column, or holds no good record; or it is the output too.
@@ -74,26 +79,46 @@ def predict(folder: str, path: str, output: str, config: Config | None = None) -
     scorer = Scorer(folder)
     source = _fitting(sources.source_of(config or scorer.description.config), path)
     rows, bad = 0, list[tuple[int, str]]()
-    schema = pa.schema([("sample", pa.string()), ("probability", pa.float64())])
-    options = pcsv.WriteOptions(include_header=False, quoting_style="none")
-    with storage.writer(output) as file, pcsv.CSVWriter(file, schema, write_options=options) as writer:
-        # Arrow would put names in quotes.
-        file.write(b"sample,probability\n")
-        for chunk in _chunks(source, path, scorer.description.fields):
-            numbers, scores, faults = _score(scorer, chunk, source)
-            samples = [f"{digest}:{row}" for row in numbers]
-            writer.write_table(pa.table([samples, scores], schema=schema))
+    for name in keep:
+        if name in ("sample", "probability") or keep.count(name) > 1:
+            raise DataError(f"--keep {name}: the output has a column of that name already; leave it out")
+    with storage.writer(output) as file:
+        file.write(_lines([pa.array([name]) for name in ("sample", "probability", *keep)]))
+        for chunk in _chunks(source, path, scorer.description.fields, keep):
+            good, scores = _score(scorer, chunk, source)
+            samples = pa.array([f"{digest}:{row}" for row in good.rows_R.tolist()], pa.string())
+            kept = [_texts(path, name, good.records.column(name)) for name in keep]
+            file.write(_lines([samples, pa.array(scores).cast(pa.string()), *kept]))
             rows += len(samples)
-            bad += faults
+            bad += good.bad
         if not rows:
             raise DataError(f"{path}: no record to score" + (f"; line {bad[0][0]}: {bad[0][1]}" if bad else ""))
     return Scored(rows, len(bad), f"line {bad[0][0]}: {bad[0][1]}" if bad else "")
 
 
+def _texts(path: str, name: str, column: pa.ChunkedArray) -> pa.Array:
+    """A column as a log in text has it."""
+    try:
+        return as_text(in_one(column)).cast(pa.string())
+    except (pa.ArrowException, TypeError):
+        raise DataError(f"{path}: --keep {name}: a column of type {column.type} is no text; leave it out") from None
+
+
+def _lines(columns: Sequence[pa.Array]) -> bytes:
+    """Lines of CSV; a value is put in quotes only where it must be, and a missing one is empty."""
+    cells = []
+    for column in columns:
+        texts = pc.fill_null(column, "")
+        quoted = pc.binary_join_element_wise('"', pc.replace_substring(texts, '"', '""'), '"', "")
+        cells.append(pc.if_else(pc.match_substring_regex(texts, '[",\r\n]'), quoted, texts))
+    lines = pc.binary_join_element_wise(*cells, ",").to_pylist()
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
 def _score(
     scorer: Scorer, chunk: sources.Chunk, source: SourceConfig
-) -> tuple[list[int], np.ndarray[tuple[int], np.dtype[np.float64]], list[tuple[int, str]]]:
-    """Row numbers and scores of a chunk's good records, and line and reason of the bad ones."""
+) -> tuple[sources.Chunk, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    """A chunk's good records, with all bad ones beside them, and the scores of the good ones."""
     encoded = encode_checked(chunk.records, scorer.description.fields, source.timezone, source.missing)
     good = chunk.without(encoded.faults)
     keep = np.ones(chunk.records.num_rows, np.bool_)
@@ -104,13 +129,15 @@ def _score(
     wrong = np.flatnonzero(~np.isfinite(scores)).tolist()
     if wrong:
         good = good.without({row: scorer.blame(features, row) for row in wrong})
-    return good.rows_R.tolist(), np.delete(scores, wrong), list(good.bad)
+    return good, np.delete(scores, wrong)
 
 
-def _chunks(source: SourceConfig, path: str, fields: tuple[FieldSpec, ...]) -> Iterator[sources.Chunk]:
+def _chunks(
+    source: SourceConfig, path: str, fields: tuple[FieldSpec, ...], keep: Sequence[str]
+) -> Iterator[sources.Chunk]:
     """The file's records; side tables are read only where it lacks their columns."""
     sides = () if not source.join or _has_columns(source, path, fields) else load_sides(source)
-    return sources.read(source, [path], fields, labelled=False, sides=sides)
+    return sources.read(source, [path], fields, labelled=False, sides=sides, more=keep)
 
 
 def _has_columns(source: SourceConfig, path: str, fields: tuple[FieldSpec, ...]) -> bool:

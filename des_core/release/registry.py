@@ -32,7 +32,6 @@ from urllib.request import url2pathname
 import numpy as np
 import pyarrow as pa
 
-import des_core
 from des_core import remote, storage
 from des_core.addresses import SQLITE, sqlite_address, sqlite_path
 from des_core.config import Config, without_passwords
@@ -50,9 +49,10 @@ HISTORY_POINTS = 500
 """Loss points logged to MLflow: enough for a curve, however long the run."""
 
 PACKAGES = ("mlflow", "numba", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "torch")
-"""What a process that serves the model needs beside our code, which travels with the model."""
+"""What a process that serves the model needs beside our code. That is named by version and digest (lineage.py): a copy
+of it in every version would be most of the registry's files."""
 
-LOADER = "des_core.release.serving"
+LOADER = "des_core.release.pyfunc"
 DESCRIPTION = "des.json"
 
 PAGES = (
@@ -485,11 +485,8 @@ def _log(client: MlflowClient, run: Run, verdict: Verdict, artifact: str, exampl
     """The logged model's address and the id of its MLflow run."""
     import mlflow
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, Schema, TensorSpec
+    from mlflow.types.schema import Schema, TensorSpec
 
-    # Any type: 7 and "7" are the same value to a field, and the model's own encoder checks numbers.
-    anything = AnyType()  # type: ignore[no-untyped-call]
-    inputs = Schema([ColSpec(anything, name) for name in example.column_names])
     report = storage.read_json(run.path("report.json"))
     tags = lineage.tags(run, verdict, report)
     experiment = _experiment(client, run.config)
@@ -501,8 +498,8 @@ def _log(client: MlflowClient, run: Run, verdict: Verdict, artifact: str, exampl
             name="model",
             loader_module=LOADER,
             data_path=data,
-            code_paths=[str(Path(des_core.__file__).resolve().parent)],
-            signature=ModelSignature(inputs=inputs, outputs=Schema([TensorSpec(np.dtype(np.float64), (-1,))])),
+            # No input schema: pyfunc.py says why.
+            signature=ModelSignature(outputs=Schema([TensorSpec(np.dtype(np.float64), (-1,))])),
             input_example=example.to_pandas(),
             pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in PACKAGES],
         )

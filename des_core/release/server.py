@@ -78,9 +78,11 @@ class Loaded:
         self.version = version
         self.scorer = Scorer(folder)
         self.scores = monitor.Scores(self.scorer)
+        texts = {field.column for field in self.scorer.description.fields if field.form == "text"}
         for value in ("1", 1, 1.5, None):
             # "1" is a value of any kind of field; each type has compiled code of its own.
-            records = [dict.fromkeys(self.scorer.columns, value), dict.fromkeys(self.scorer.columns)]
+            record = {name: "1" if name in texts and value == 1.5 else value for name in self.scorer.columns}
+            records = [record, dict.fromkeys(self.scorer.columns)]
             self.score(json.dumps({"dataframe_records": records}).encode(), "application/json")
 
     def score(self, body: bytes, kind: str) -> Scored:

@@ -14,7 +14,6 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -304,29 +303,3 @@ def scoring_app() -> Any:
         from mlflow.pyfunc import scoring_server
     metadata = SimpleNamespace(get_input_schema=lambda: None)
     return scoring_server.init(SimpleNamespace(metadata=metadata))  # type: ignore[arg-type]
-
-
-class PyfuncModel:
-    """What MLflow calls: raw records in a pandas frame or dict of columns, probabilities out."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
-
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Array:
-        """Probabilities, float64 [B].
-
-        Raises:
-            DataError: as ``Scorer.score``.
-        """
-        if isinstance(model_input, dict):
-            columns: Sequence[Any] = list(model_input.values())
-            return self._scorer.score(pa.table(columns, names=list(model_input)))
-        try:
-            return self._scorer.score(pa.Table.from_pandas(model_input, preserve_index=False))
-        except pa.ArrowException as error:
-            raise DataError(f"records cannot be read as columns of one type each: {error}") from None
-
-
-def _load_pyfunc(path: str) -> PyfuncModel:
-    """MLflow's entry: the model of a local folder."""
-    return PyfuncModel(Scorer(path))

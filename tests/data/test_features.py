@@ -585,3 +585,32 @@ def test_damaged_sketches_are_made_again(tmp_path: Path, make: Make) -> None:
         data[len(data) // 2] ^= 4
         path.write_bytes(data)
     assert storage.read_bytes(ingest(config).uri) == before
+
+
+def test_a_field_newer_than_the_logs_is_missing_on_days_before_it(
+    tmp_path: Path, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for day, names in enumerate(("user,label,t", "user,label,t,brand,size"), 1):
+        more = "" if day == 1 else ",acme,3"
+        lines = [f"u{n},{n % 2},2026-01-0{day}T00:00:{n:02d}{more}" for n in range(10)]
+        (tmp_path / f"2026-01-0{day}.csv").write_text("\n".join([names, *lines]) + "\n")
+    fields = [{"name": "user"}, {"name": "brand"}, {"name": "size", "kind": "numeric"}, {"name": "m", "kind": "multi"}]
+    fields[3]["column"] = "brand"
+    config = make(path="{day}.csv", time="t", fields=fields, split={"by": "time"})
+    files = source_files(config)
+    made = ingest_days(config, files)
+    assert list(made) == ["2026-01-01", "2026-01-02"]
+    told = capsys.readouterr().err
+    assert told.count("event=no_column") == 2 and "column=brand wanted_for='field brand'" in told
+    old, new = (pq.read_table(tmp_path / "root/features" / part.part.path) for part in made.values())
+    assert len(set(old.column("brand").to_pylist())) == 1 != set(new.column("brand").to_pylist())
+    assert old.column("size").null_count == 10 and new.column("size").null_count == 0
+    assert {len(keys) for keys in old.column("m").to_pylist()} == {1}, "the key of a missing value"
+    # The last day is where a wrong name shows, before any other day is read.
+    with pytest.raises(DataError, match=r"2026-01-02.csv: no column 'brnd' .*did you mean 'brand'"):
+        ingest_days(make(path="{day}.csv", time="t", fields=[{"name": "brnd"}]), files)
+    assert "part=2026-01-01" not in capsys.readouterr().err
+    # The columns that make a row a sample are needed on every day.
+    (tmp_path / "2026-01-01.csv").write_text("user,t\nu1,2026-01-01T00:00:00\n")
+    with pytest.raises(DataError, match=r"2026-01-01.csv: no column 'label' \(source.label\)"):
+        ingest_days(config, files)

@@ -150,13 +150,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         plural, name, log, query = self._where()
+        # Before the request is counted: a cut by whoever has seen the count meets this stream.
+        cuts = self.api.cuts
         verb = "get" if name else "watch" if query.get("watch") == "true" else "list"
         if self._faulty(verb, plural + log):
             return
         if log:
-            self._log(name, query)
+            self._log(name, query, cuts)
         elif verb == "watch":
-            self._watch(plural, query)
+            self._watch(plural, query, cuts)
         elif verb == "get":
             found = self.api.objects.get((plural, name))
             self._answer(200, found) if found else self._refuse(404, f'{plural} "{name}" not found')
@@ -263,12 +265,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
         self.wfile.flush()
 
-    def _watch(self, plural: str, query: dict[str, str]) -> None:
+    def _watch(self, plural: str, query: dict[str, str], cuts: int) -> None:
         seen = int(query["resourceVersion"])
         assert 0 < int(query["timeoutSeconds"]) <= 300
         until = time.monotonic() + int(query["timeoutSeconds"])
         self._begin()
-        cuts = self.api.cuts
         with suppress(BrokenPipeError, ConnectionResetError):
             if seen < self.api.horizon:
                 gone = {"kind": "Status", "code": 410, "message": "too old resource version"}
@@ -291,7 +292,7 @@ class Handler(BaseHTTPRequestHandler):
                     return
             self._chunk("")
 
-    def _log(self, pod: str, query: dict[str, str]) -> None:
+    def _log(self, pod: str, query: dict[str, str], cuts: int) -> None:
         found = self.api.objects.get(("pods", pod))
         if found is None:
             self._refuse(404, f'pods "{pod}" not found')
@@ -302,7 +303,7 @@ class Handler(BaseHTTPRequestHandler):
         lines = self.api.logs.setdefault(pod, [])
         last = int(query.get("tailLines", 0))
         self._begin()
-        cuts, sent = self.api.cuts, max(0, len(lines) - last) if last else 0
+        sent = max(0, len(lines) - last) if last else 0
         with suppress(BrokenPipeError, ConnectionResetError):
             while True:
                 over = (

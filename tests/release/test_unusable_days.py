@@ -80,9 +80,9 @@ def test_a_day_that_was_good_once_is_left_out_once_it_is_broken(config: Config, 
     assert list(daily.held_days(config)) == [DAYS[0]]
 
 
-def test_a_column_that_an_earlier_day_lacks_stops_the_run_and_puts_no_day_aside(config: Config, tmp_path: Path) -> None:
-    (tmp_path / f"{DAYS[0]}.csv").write_text("click,at\n1,2026-01-01T00:00:00\n")
-    with pytest.raises(DataError, match=r"2026-01-01.csv: no column 'user'"):
+def test_a_column_that_a_day_has_lost_stops_the_run_and_puts_no_day_aside(config: Config, tmp_path: Path) -> None:
+    (tmp_path / f"{DAYS[1]}.csv").write_text("click,at\n1,2026-01-02T00:00:00\n")
+    with pytest.raises(DataError, match=r"2026-01-02.csv: no column 'user'"):
         _stages.day_parts(config, DAYS[2])
     assert not daily.held_days(config)
 
