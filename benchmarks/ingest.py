@@ -81,10 +81,11 @@ def main() -> None:
             pool.starmap(write_logs, [(small, 1000), (large, rows)])
         ingest(config_of(small, os.path.join(folder, "warm")))
         started, cpu = time.perf_counter(), time.process_time()
-        reference = ingest(config_of(large, os.path.join(folder, "store")))
+        config = config_of(large, os.path.join(folder, "store"))
+        reference = ingest(config)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         part = Dataset.load(reference).parts["all"]
-        stored = os.path.getsize(os.path.join(folder, "store", "features", part.path))
+        stored = os.path.getsize(os.path.join(config.features_root, part.path))
         print(
             format_event(
                 "benchmark",

@@ -43,6 +43,7 @@ for variable in THREADS:
 
 import mlflow  # noqa: E402
 
+from des_core import storage  # noqa: E402
 from des_core.config import Config, parse_config  # noqa: E402
 from des_core.data.batches import NUMBER, ids_of  # noqa: E402
 from des_core.data.encoding import fields_of, specs_of  # noqa: E402
@@ -256,7 +257,8 @@ def registered(root: Path, uri: str, config: Config, values: int) -> mlflow.Mlfl
             data_path=str(folder / "model"),
             pip_requirements=["mlflow"],
         )
-        client.create_model_version(config.run.name, str(folder / "logged"))
+        digest = storage.digest_file(str(folder / "model" / "des.json"))
+        client.create_model_version(config.run.name, str(folder / "logged"), tags={"des.model_digest": digest})
     client.set_registered_model_alias(config.run.name, "champion", "1")
     return client
 

@@ -17,7 +17,7 @@ from components._stages import Done
 from des_core import log, storage
 from des_core.config import Config, parse_config
 from des_core.contracts import Reference
-from des_core.errors import DesError
+from des_core.errors import DamagedError, DesError, of_system
 from des_core.release import lease
 from des_core.run import Run, reopen
 
@@ -73,8 +73,12 @@ def end(config: str, run_id: str, state: str, error: str) -> None:
 
 def _status(config: Config, holder: str) -> dict[str, Any]:
     uri = status_uri(config, holder)
-    known: dict[str, Any] = storage.read_json(uri) if storage.exists(uri) else {"done": {}}
-    return known
+    nothing: dict[str, Any] = {"done": {}}
+    try:
+        known = storage.read_json(uri) if storage.exists(uri) else nothing
+    except DamagedError:
+        return nothing
+    return nothing | known if isinstance(known, dict) else nothing
 
 
 def _note(config: Config, holder: str, name: str, done: Done) -> None:
@@ -107,6 +111,9 @@ def _told(name: str, config: str, run_id: str, stage: Callable[[Config], Done]) 
     except DesError as error:
         _fail(parsed, holder, name, error.exit_code, str(error))
     except Exception as error:
+        known = of_system(error) if isinstance(error, OSError) else None
+        if known is not None:
+            _fail(parsed, holder, name, known.exit_code, str(known))
         traceback.print_exc()
         _fail(
             parsed, holder, name, 1, f"{name}: unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}"

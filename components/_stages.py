@@ -224,7 +224,7 @@ def evaluate(run: Run) -> Done:
 
     if not _trained(run):
         raise UserError(f"{run.path('training.json')}: this config and data were not trained; run des train first")
-    finished = storage.exists(run.path("report.json")) and storage.exists(run.path("predictions.parquet"))
+    finished = _evaluated(run)
     if not finished:
         launch("evaluate", run)
     _, kept = champion.score(run)
@@ -242,7 +242,7 @@ def gate(run: Run) -> Done:
     Raises:
         UserError: the run was not evaluated.
     """
-    from des_core.release import report
+    from des_core.release import daily, report
     from des_core.release.gate import Verdict, decide
 
     if not storage.exists(run.path("champion.json")):
@@ -253,10 +253,7 @@ def gate(run: Run) -> Done:
     page = report.write(run)
     run.publish()
     unchanged = storage.read_bytes(run.path("gate.json")) == before
-    if verdict.data_at_fault:
-        from des_core.release import daily
-
-        daily.quarantine(run, verdict.days_at_fault, verdict.reasons)
+    daily.quarantine(run, verdict.days_at_fault, verdict.reasons)
     # All of it is said at the end.
     what = f"{verdict.verdict}: {textwrap.shorten(verdict.reasons[0], SHORT, placeholder=' ...')}"
     numbers = {"verdict": verdict.verdict, "reasons": list(verdict.reasons)}
@@ -266,9 +263,12 @@ def gate(run: Run) -> Done:
 def register(run: Run) -> Done:
     """``version.json``: the model in the registry, and its aliases."""
     from des_core.release import registry, report
-    from des_core.release.gate import Verdict
+    from des_core.release.gate import Verdict, same_verdict, verdict_of
 
-    verdict = Verdict.load(run.reference("gate.json"))
+    judged = run.reference("gate.json")
+    if not same_verdict(judged, verdict_of(run)):
+        raise StorageError(f"{judged.uri} is not the verdict that the run's files give; judge it again: des register")
+    verdict = Verdict.load(judged)
     reference, adopted = registry.register(run, verdict, _model)
     record = registry.Registered.load(reference)
     page = report.write(run)
@@ -284,15 +284,44 @@ def settled(config: Config, as_of: str = "") -> Run | None:
     from des_core.release import registry
 
     run = _known_day(config, as_of) if as_of else pin(config) if _ingested(config) else None
-    if run is None or not _trained(run) or not all(storage.exists(run.path(name)) for name in RESULTS):
+    if run is None or not _evaluated(run) or not all(storage.exists(run.path(name)) for name in RESULTS):
         return None
-    standing = registry.standing(run)
-    record = registry.Registered.load(run.reference("version.json"))
-    if standing.version != record.version:
+    record = registry.recorded(run)
+    if record is None or not _judged(run, record.gate):
         return None
-    record.model_copy(update={"aliases": standing.aliases}).write(run.path("version.json"))
+    record.write(run.path("version.json"))
     run.publish()
     return run
+
+
+def _judged(run: Run, sha256: str) -> bool:
+    """Whether the verdict is the one that was registered, on the files that are there, by the config's bounds."""
+    from des_core.release import champion
+    from des_core.release.gate import Verdict
+
+    try:
+        judged = run.reference("gate.json")
+        if judged.sha256 != sha256:
+            return False
+        verdict = Verdict.load(judged)
+        new_rows = str(run.reference("new_rows.json")) if run.day is not None else ""
+        there = (str(run.reference("champion.json")), new_rows, run.config.verdict_digest)
+        return (verdict.inputs, verdict.new_rows, verdict.bounds) == there and champion.is_whole(run)
+    except StorageError:
+        return False
+
+
+def _evaluated(run: Run) -> bool:
+    """Whether report.json and the predictions that it names are there, and of this training."""
+    if not _trained(run) or not storage.exists(run.path("report.json")):
+        return False
+    try:
+        report = storage.read_json(run.path("report.json"))
+        if report["training"] != str(run.reference("training.json")):
+            return False
+        return bool(storage.digest_file(run.path("predictions.parquet")) == report["predictions_sha256"])
+    except (StorageError, FileNotFoundError, KeyError, TypeError):
+        return False
 
 
 def _known_day(config: Config, as_of: str) -> Run | None:
@@ -328,7 +357,7 @@ def _ingested(config: Config) -> bool:
     uri = features_uri(config)
     if not storage.exists(uri):
         return False
-    root, dataset = uri.rpartition("/")[0], Dataset.model_validate(storage.read_json(uri))
+    root, dataset = uri.rpartition("/")[0], Dataset.read(uri)
     files = features.source_files(config)
     if not all(storage.exists(file) for part in files.values() for file in part):
         return False
@@ -346,7 +375,7 @@ def _trained(run: Run) -> bool:
         return False
     try:
         Reference.parse(storage.read_json(run.path("training.json"))["checkpoint"]).read()
-    except StorageError:
+    except (StorageError, KeyError, TypeError):
         return False
     return True
 

@@ -50,7 +50,9 @@ class Section(BaseModel):
 class RunConfig(Section):
     """Who this run is and where it lives."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9-]*$", description="Name of the run, its folder and the registered model.")
+    name: str = Field(
+        pattern=r"^[a-z][a-z0-9-]*$", max_length=63, description="Name of the run, its folder and the registered model."
+    )
     seed: int = Field(0, ge=0, description="Seed of shuffles, first values, dropout and synthetic logs.")
     dir: str = Field(
         "", description="Folder of the run; empty: runs/NAME in the current directory, on a cluster storage.root."
@@ -568,10 +570,22 @@ class Config(Section):
 
     @property
     def digest(self) -> str:
-        """sha256 of what decides the result: not where it is stored or registered."""
-        content = self.model_dump(mode="json", exclude={"storage", "registry", "cluster", "notify"})
+        """sha256 of what decides the model: not where it is stored or registered, nor by what bounds it is judged."""
+        content = self.model_dump(mode="json", exclude={"storage", "registry", "cluster", "notify", "gate"})
         content["run"].pop("dir")
+        for key in ("wait_hours", "on_missing"):
+            content["recurring"].pop(key)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def verdict_digest(self) -> str:
+        """sha256 of what decides the verdict on a model and its scores."""
+        return hashlib.sha256(self.gate.model_dump_json().encode()).hexdigest()
+
+    @property
+    def features_root(self) -> str:
+        """Address of the feature store: each set of definitions has its own."""
+        return f"{self.storage.root.rstrip('/')}/features/{self.features_digest[:12]}"
 
     @property
     def recorded(self) -> Config:

@@ -6,14 +6,15 @@ the manifest checks the digest, and the manifest names every other file with its
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from des_core import storage
-from des_core.errors import StorageError
+from des_core.errors import DamagedError, StorageError
 
 ROW_GROUP = 65_536
 """Rows of a row group of the feature store: fixed, whatever the batch."""
@@ -60,6 +61,11 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @property
+    def written_sha256(self) -> str:
+        """sha256 of the bytes that ``write`` writes."""
+        return hashlib.sha256(storage.json_bytes(self.model_dump(mode="json"))).hexdigest()
+
     def write(self, uri: str) -> Reference:
         """Write this record atomically."""
         return Reference(uri, storage.write_json(uri, self.model_dump(mode="json")))
@@ -71,12 +77,26 @@ class Record(BaseModel):
         Raises:
             StorageError: missing, changed, or of another form.
         """
+        return cls._checked(reference.uri, reference.read())
+
+    @classmethod
+    def read(cls, uri: str) -> Self:
+        """A record whose digest nobody has written down.
+
+        Raises:
+            StorageError: missing, damaged, or of another form.
+        """
+        return cls._checked(uri, storage.read_json(uri))
+
+    @classmethod
+    def _checked(cls, uri: str, document: Any) -> Self:
         try:
-            return cls.model_validate(reference.read())
+            return cls.model_validate(document)
         except ValidationError as error:
-            raise StorageError(
-                f"{reference.uri} is not a {cls.__name__} of this version: {error.errors()[0]}"
-            ) from None
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            why = f"{where}: {first['msg']}" if where else first["msg"]
+            raise DamagedError(f"{uri} is not a {cls.__name__} of this version ({why})") from None
 
 
 class FieldSpec(Record):
@@ -135,7 +155,8 @@ class Part(Record):
     """Relative to the folder of the dataset's manifest."""
     sha256: str
     footer: str = ""
-    """sha256 of the Parquet footer, which says where and how the rows lie; pages have checksums of their own."""
+    """sha256 of the Parquet footer, which says where and how the rows lie; pages have checksums of their own. Empty: no
+    rows."""
     rows: int
     bad_rows: int = 0
     quarantine: str = ""
@@ -143,9 +164,16 @@ class Part(Record):
     first_file: int = 0
     """Where this part's raw files begin in ``Dataset.files``."""
 
+    @field_validator("path", "quarantine")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        if path.startswith("/") or "\\" in path or "://" in path or ".." in path.split("/"):
+            raise ValueError(f"{path!r} leads out of the feature store")
+        return path
+
 
 class Dataset(Record):
-    """The feature store's manifest, ``features/manifest.json``: written last, read first."""
+    """The feature store's manifest, ``features/SPEC/manifest.json``: written last, read first."""
 
     format: int = 1
     spec: str

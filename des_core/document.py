@@ -51,7 +51,7 @@ RULES = {
     "less_than_equal": "must be at most {le:g}",
     "too_short": "must hold at least {min_length} value",
     "string_too_short": "must not be empty",
-    "string_too_long": "must be {max_length} character long",
+    "string_too_long": "must not be longer than {max_length}",
     "string_pattern_mismatch": "must match {pattern}",
 }
 """pydantic's kinds of fault, in the words of this project."""

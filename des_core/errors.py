@@ -5,6 +5,8 @@ A message is one line; it names the file, key, row or value, and the fix.
 
 from __future__ import annotations
 
+import errno
+
 
 class DesError(Exception):
     """Root of the tree; ``exit_code`` is what a command leaves with."""
@@ -52,3 +54,27 @@ class WorkerError(DesError):
 
 class StorageError(DesError):
     """A file that a manifest promises is missing or has other bytes."""
+
+
+class DamagedError(StorageError):
+    """A file of ours that is not as it was written: other bytes, or not of its form."""
+
+
+OTHER_PLACE = frozenset((errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG))
+NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+TOO_MANY = frozenset((errno.EMFILE, errno.ENFILE))
+
+
+def of_system(error: OSError) -> DesError | None:
+    """One line for what a disk or its rights refuse; None for anything else, which nobody foresaw."""
+    what = " ".join((error.strerror or str(error)).split())[:300]
+    told = f"{error.filename}: {what}" if error.filename else what
+    if error.errno in OTHER_PLACE:
+        return UserError(f"{told}; choose another place or change its rights")
+    if error.errno in NO_ROOM:
+        return StorageError(f"{told}; make room and start it again, what is done is kept")
+    if error.errno in TOO_MANY:
+        return StorageError(f"{told}; raise the limit (ulimit -n)")
+    if error.errno == errno.EIO:
+        return StorageError(f"{told}; the disk or the network file system is at fault")
+    return None

@@ -2,9 +2,9 @@
 
 ``run_key`` = sha256 of the run's name, its config's digest, its data manifest's digest and, for a day of a recurring
 run, the champion that it goes on from: the same inputs are the same run, and every step of it may be repeated after
-any crash::
+any crash. Bounds of the gate are not among them: with others the same model is judged again::
 
-    ROOT/features/manifest.json              the data (of a day's run: features/window-DIGEST.json)
+    ROOT/features/SPEC/manifest.json         the data (of a day's run: window-DIGEST.json); SPEC: Config.features_digest
     ROOT/checkpoints/KEY/                    the weights while they train
     ROOT/runs/KEY/inputs.json                what was pinned
     ROOT/runs/KEY/{new_rows.json,new_rows.parquet}   a day's new rows, scored by the champion before training
@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 from des_core import storage
-from des_core.config import Config
+from des_core.config import Config, parse_config
 from des_core.contracts import Dataset, Record, Reference
-from des_core.errors import UserError
+from des_core.errors import ConfigError, StorageError, UserError
 
 PAGES = ("report.json", "report.html", "predictions.parquet")
 """Files of the latest run that are copied to the root, where people look."""
@@ -123,13 +124,14 @@ def relative_to_root(config: Config, reference: Reference) -> str:
 
 def features_uri(config: Config) -> str:
     """Address of the data manifest."""
-    return storage.join(config.storage.root, "features", "manifest.json")
+    return storage.join(config.features_root, "manifest.json")
 
 
 def pin(config: Config, dataset: Reference | None = None, day: Day | None = None) -> Run:
     """The run of a config and a data manifest (the one in its feature store by default).
 
     Raises:
+        StorageError: inputs.json is there and says something else.
         UserError: nothing was ingested yet.
     """
     if dataset is None:
@@ -144,20 +146,28 @@ def pin(config: Config, dataset: Reference | None = None, day: Day | None = None
         text += f"\n{day.as_of}\n{day.champion}\n{day.checkpoint.rpartition('#')[2]}"
         text += "".join(f"\n{accepted}" for accepted in day.accepted)
     run = Run(config, dataset, hashlib.sha256(text.encode()).hexdigest(), day)
+    pinned = {
+        "name": config.run.name,
+        "run_key": run.key,
+        "config_digest": config.digest,
+        "dataset": relative_to_root(config, dataset),
+        "day": None if day is None else day.model_dump(mode="json"),
+    }
     inputs = run.path("inputs.json")
     if not storage.exists(inputs):
-        storage.write_json(
-            inputs,
-            {
-                "name": config.run.name,
-                "run_key": run.key,
-                "config_digest": config.digest,
-                "dataset": relative_to_root(config, dataset),
-                "config": config.recorded.model_dump(mode="json"),
-                "day": None if day is None else day.model_dump(mode="json"),
-            },
-        )
+        storage.write_json(inputs, pinned | {"config": config.recorded.model_dump(mode="json")})
+    elif not _says(storage.read_json(inputs), pinned, config.recorded.digest):
+        raise StorageError(f"{inputs} says something else than this run (damaged?); delete it and run the same again")
     return run
+
+
+def _says(found: Any, pinned: dict[str, Any], recorded: str) -> bool:
+    """Whether inputs.json is what was pinned; its config may differ in where things lie and what judges them."""
+    try:
+        config = parse_config(found["config"], "the config")
+        return config.digest == recorded and {key: found[key] for key in pinned} == pinned
+    except (KeyError, TypeError, ConfigError):
+        return False
 
 
 def reopen(config: Config, inputs: Reference) -> Run:

@@ -7,6 +7,7 @@ and readers trust only what a manifest names with its sha256.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO, cast
 from pyarrow import fs as pafs
 
 from des_core import remote
-from des_core.errors import StorageError, UnavailableError, UserError
+from des_core.errors import NO_ROOM, DamagedError, StorageError, UnavailableError, UserError
 
 CONNECT_S, REQUEST_S = 5.0, 60.0
 """An object store that does not answer this long is tried again, and after three times it is an error."""
@@ -157,6 +158,11 @@ def writer(uri: str) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno in NO_ROOM | {errno.EIO} and error.filename is None:
+            # Python does not say of which file.
+            raise OSError(error.errno, error.strerror or str(error), path) from None
+        raise
     finally:
         if os.path.exists(partial):
             os.remove(partial)
@@ -171,8 +177,12 @@ def write_bytes(uri: str, data: bytes) -> str:
 
 def write_json(uri: str, value: Any) -> str:
     """Write canonical, indented JSON atomically and return its sha256."""
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return write_bytes(uri, (text + "\n").encode())
+    return write_bytes(uri, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """What ``write_json`` writes."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def read_bytes(uri: str, sha256: str | None = None) -> bytes:
@@ -188,13 +198,21 @@ def read_bytes(uri: str, sha256: str | None = None) -> bytes:
     except FileNotFoundError:
         raise StorageError(f"{uri} is missing; run the step that writes it again") from None
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise StorageError(f"{uri} has other bytes than its manifest says; run the step that writes it again")
+        raise DamagedError(f"{uri} has other bytes than its manifest says; run the step that writes it again")
     return data
 
 
 def read_json(uri: str, sha256: str | None = None) -> Any:
-    """A JSON file's value; raises as ``read_bytes``."""
-    return json.loads(read_bytes(uri, sha256))
+    """A JSON file's value.
+
+    Raises:
+        StorageError: as ``read_bytes``; DamagedError where it is no JSON.
+    """
+    data = read_bytes(uri, sha256)
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise DamagedError(f"{uri} is damaged (it is not JSON); delete it, and run the step that writes it") from None
 
 
 def digest_file(uri: str) -> str:

@@ -22,7 +22,7 @@ import typer
 
 from components._tied import told_to_end
 from des_core import __version__
-from des_core.errors import DesError, UserError
+from des_core.errors import DesError, UserError, of_system
 
 if TYPE_CHECKING:
     from components._stages import Done
@@ -483,9 +483,10 @@ def _run(words: list[str]) -> int:
         # The reader of our output, such as head, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        return _fail(as_json, f"{error.filename}: {error.strerror}; choose another place or change its rights", 2)
     except Exception as error:
+        known = of_system(error) if isinstance(error, OSError) else None
+        if known is not None:
+            return _fail(as_json, str(known), known.exit_code)
         return _fail(as_json, _crash(error), 1)
 
 
@@ -509,8 +510,12 @@ def _crash(error: Exception) -> str:
     """One line for an error that nobody foresaw; the traceback goes to a file."""
     folder = crash_folder if os.path.isdir(crash_folder) else tempfile.gettempdir()
     path = os.path.join(folder, "crash.log")
-    Path(path).write_text(traceback.format_exc(), encoding="utf-8")
-    return f"unexpected {type(error).__name__}: {str(error)[:300]}; the full traceback is in {path}"
+    told = f"unexpected {type(error).__name__}: {str(error)[:300]}"
+    try:
+        Path(path).write_text(traceback.format_exc(), encoding="utf-8")
+    except OSError as second:
+        return f"{told}; its traceback could not be written ({second.strerror})"
+    return f"{told}; the full traceback is in {path}"
 
 
 def _load(path: Path, overrides: list[str] | None) -> Config:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from des_core import metrics, storage
 from des_core.config import Config, load_config
 from des_core.contracts import Dataset, FieldSpec, FieldStats, Part, Reference, Segment
+from des_core.release.gate import Champion
 from des_core.run import Day, Run, features_uri, pin
 
 TOML = """
@@ -119,6 +120,16 @@ def _booked(predicted: float, counted: float, ms: float) -> dict[str, float]:
     return {"predicted_bytes_per_step": predicted, "counted_bytes_per_step": counted, "ms_per_step": ms}
 
 
+def write_champion(run: Run, **changes: Any) -> Reference:
+    """``champion.json`` of this run's report, with the digests of the scores that lie beside it; by default of none."""
+    digests = {}
+    for name, key in (("champion", "scores_sha256"), ("reference", "reference_sha256")):
+        if storage.exists(run.path(f"{name}.parquet")):
+            digests[key] = storage.digest_file(run.path(f"{name}.parquet"))
+    record: dict[str, Any] = {"status": "none", "report": str(run.reference("report.json"))} | digests | changes
+    return Champion.model_validate(record).write(run.path("champion.json"))
+
+
 def report_of(run: Run, labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
     """A report as the evaluator writes it."""
     click = run.config.source.task == "click"
@@ -177,6 +188,8 @@ def report_of(run: Run, labels: np.ndarray, scores: np.ndarray) -> dict[str, Any
             ],
         },
         "checkpoint": "",
+        "training": str(run.reference("training.json")),
+        "predictions_sha256": storage.digest_file(run.path("predictions.parquet")),
         "trained_samples": 96_000,
         "model": run.config.model.model_dump(mode="json") | {"dense_parameters": 1},
         "run": {"name": run.config.run.name, "key": run.key, "config_digest": run.config.digest},

@@ -78,7 +78,7 @@ def test_an_unknown_key_comes_with_a_suggestion(base: Path, override: str, messa
         ("source.header=maybe", 'source.header = "maybe" must be true or false or a list'),
         ("source.header=[1]", "source.header.0 = 1 must be text in quotes"),
         ("source.path=3", "source.path = 3 must be text in quotes or a list"),
-        ("source.delimiter=;;", 'source.delimiter = ";;" must be 1 character long'),
+        ("source.delimiter=;;", 'source.delimiter = ";;" must not be longer than 1'),
     ],
 )
 def test_a_wrong_value_is_told_with_what_it_must_be(base: Path, override: str, message: str) -> None:
@@ -328,6 +328,10 @@ def test_digests_see_what_decides_and_nothing_else(base: Path) -> None:
 
     plain = digests()
     assert digests("run.dir=elsewhere", "storage.root=s3://b", "registry.tracking_uri=http://m") == plain
+    for judging in ("gate.min_auc=0.6", "gate.reference='3'", "recurring.wait_hours=2", "recurring.on_missing=fail"):
+        assert digests(judging) == plain, judging
+    bounds = {load_config(base, words).verdict_digest for words in ((), ("gate.min_auc=0.6",), ("gate.reference='3'",))}
+    assert len(bounds) == 3
     assert [a == b for a, b in zip(digests("train.workers=2"), plain, strict=True)] == [False, True, True]
     assert [a == b for a, b in zip(digests("train.batch=8"), plain, strict=True)] == [False, True, False]
     assert [a == b for a, b in zip(digests("split.test=0.2"), plain, strict=True)] == [False, False, True]

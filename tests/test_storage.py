@@ -235,3 +235,13 @@ def test_a_digest_is_of_the_bytes_as_they_lie(tmp_path: Path) -> None:
     path = str(tmp_path / "log.csv.gz")
     assert storage.write_bytes(path, packed) == storage.digest_file(path) == hashlib.sha256(packed).hexdigest()
     assert storage.read_bytes(path) == packed
+
+
+@pytest.mark.parametrize("path", ["../rows.parquet", "/etc/passwd", "a/../../b", "s3://other/rows", "a\\..\\b"])
+def test_no_path_in_a_manifest_leads_out_of_its_folder(root: str, path: str) -> None:
+    uri = storage.join(root, "part.json")
+    for key in ("path", "quarantine"):
+        part = {"path": "day/rows.parquet", "sha256": "0" * 64, "rows": 1} | {key: path}
+        reference = Reference(uri, storage.write_json(uri, part))
+        with pytest.raises(StorageError, match="leads out of the feature store"):
+            Part.load(reference)

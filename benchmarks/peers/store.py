@@ -25,6 +25,7 @@ from des_core import storage
 from des_core.config import Config, parse_config
 from des_core.contracts import FILE, LABEL, ROW, ROW_GROUP, Dataset, FieldSpec, FieldStats, Reference, Segment
 from des_core.contracts import Part as StorePart
+from des_core.data.parts import footer_of
 
 CLICKS = 0.25
 HELD = 64
@@ -66,8 +67,9 @@ def write_store(case: Case, root: Path) -> Path:
     manifest, factors = folder / "features" / "manifest.json", _factors(case, folder)
     if not manifest.exists():
         (folder / "features" / "all").mkdir(parents=True, exist_ok=True)
-        _write_log(case, samples, folder / "features" / "all" / "data.parquet")
-        _manifest(case, samples, config_of(case, folder)).write(str(manifest))
+        log = folder / "features" / "all" / "data.parquet"
+        _write_log(case, samples, log)
+        _manifest(case, samples, config_of(case, folder), log).write(str(manifest))
     if case.vector and not factors.exists():
         _write_factors(case, factors)
     return folder
@@ -144,7 +146,7 @@ def _write_log(case: Case, samples: int, path: Path) -> None:
     pq.write_table(pa.table(columns), path, row_group_size=ROW_GROUP, compression="zstd")
 
 
-def _manifest(case: Case, samples: int, config: Config) -> Dataset:
+def _manifest(case: Case, samples: int, config: Config, log: Path) -> Dataset:
     kind = "multi" if case.bag > 1 else "categorical"
     seen = FieldStats(lookups_per_sample=case.bag, missing_share=0.0, cardinality=case.table_rows)
     return Dataset(
@@ -153,7 +155,9 @@ def _manifest(case: Case, samples: int, config: Config) -> Dataset:
         fields=tuple(FieldSpec(name=name, column=name, kind=kind, table=name) for name in names(case)),
         has_group=False,
         has_time=False,
-        parts={"all": StorePart(path="all/data.parquet", sha256="", rows=samples + 2 * HELD)},
+        parts={
+            "all": StorePart(path="all/data.parquet", sha256="", footer=footer_of(str(log)), rows=samples + 2 * HELD)
+        },
         splits={
             "train": (Segment(part="all", start=0, stop=samples),),
             "valid": (Segment(part="all", start=samples, stop=samples + HELD),),

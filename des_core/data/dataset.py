@@ -9,8 +9,6 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from pydantic import ValidationError
-
 from des_core import storage
 from des_core.config import Config, SourceConfig
 from des_core.contracts import Dataset, FieldSpec, FieldStats, Form, Reference
@@ -18,7 +16,7 @@ from des_core.data.parts import PartManifest, whole_part
 from des_core.data.sketches import sketches
 from des_core.data.splits import Splits, divide
 from des_core.data.statistics import Sketch, merged, stats_of, with_statistics
-from des_core.errors import DataError
+from des_core.errors import DamagedError, DataError
 
 _OURS = re.compile(
     r"manifest\.json|rows-\w+\.parquet|quarantine\.csv|sketches-[\d-]+\.arrow|.*\.partial-\d+|incoming\.parquet"
@@ -31,8 +29,8 @@ def stored_dataset(root: str) -> Dataset | None:
     if not storage.exists(uri):
         return None
     try:
-        return Dataset.model_validate(storage.read_json(uri))
-    except (ValidationError, ValueError):
+        return Dataset.read(uri)
+    except DamagedError:
         return None
 
 

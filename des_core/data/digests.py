@@ -15,6 +15,7 @@ from pyarrow import fs as pafs
 
 from des_core import storage
 from des_core.data.paths import digest_of
+from des_core.errors import DamagedError
 
 SETTLED_S = 2.0
 """How long before it is read a file must have changed last."""
@@ -29,7 +30,7 @@ class Digests:
 
     def __init__(self, root: str) -> None:
         self._uri = storage.join(root, "digests.json")
-        self._known: dict[str, list[int | str]] = storage.read_json(self._uri) if storage.exists(self._uri) else {}
+        self._known = self._there()
         self._new: dict[str, list[int | str]] = {}
 
     def of(self, paths: Iterable[str]) -> tuple[str, ...]:
@@ -57,6 +58,13 @@ class Digests:
         """Write down what is new, so that it need not be read again."""
         if self._new:
             # Another process may have learned of other files meanwhile.
-            there = storage.read_json(self._uri) if storage.exists(self._uri) else {}
-            storage.write_json(self._uri, there | self._new)
+            storage.write_json(self._uri, self._there() | self._new)
             self._new = {}
+
+    def _there(self) -> dict[str, list[int | str]]:
+        """What is written down; nothing of a damaged file, for all of it can be found out again."""
+        try:
+            found = storage.read_json(self._uri) if storage.exists(self._uri) else {}
+        except DamagedError:
+            return {}
+        return {path: known for path, known in found.items() if isinstance(known, list) and len(known) == 3}

@@ -64,7 +64,7 @@ class Ingestion:
     def __init__(self, config: Config, source: SourceConfig) -> None:
         self.config = config
         self.source = source
-        self.root = storage.join(config.storage.root, "features")
+        self.root = config.features_root
         self.spec = config.features_digest
         self.specs = specs_of(fields_of(config))
         self._had: set[str] = set()
@@ -286,8 +286,9 @@ def _scratch(root: str, part: str) -> Iterator[str]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):
-            # A store that was never begun leaves no empty folder.
+            # A store that was never begun leaves no empty folders.
             os.rmdir(path)
+            os.rmdir(os.path.dirname(path))
 
 
 def _by_event_day(tables: Iterator[pa.Table], timezone: str) -> Iterator[tuple[str, Iterator[pa.Table]]]:

@@ -1,9 +1,9 @@
 """One part of the feature store: a Parquet file, its bad rows, its sketches, and a manifest written last.
 
-    features/PART/rows-DIGEST.parquet    row groups of ROW_GROUP rows; the digest names its own bytes
-    features/PART/quarantine.csv         file, line, reason of the bad records; absent if there are none
-    features/PART/manifest.json          PartManifest: what made the part, and what it holds
-    features/PART/sketches-ROWS.arrow    what those rows' fields hold (sketches.py)
+    features/SPEC/PART/rows-DIGEST.parquet    row groups of ROW_GROUP rows; the digest names its own bytes
+    features/SPEC/PART/quarantine.csv         file, line, reason of the bad records; absent if there are none
+    features/SPEC/PART/manifest.json          PartManifest: what made the part, and what it holds
+    features/SPEC/PART/sketches-ROWS.arrow    what those rows' fields hold (sketches.py)
 
 Nothing in a file tells when or where it was written: the same log gives the same bytes.
 """
@@ -16,11 +16,10 @@ from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
-from des_core import storage
-from des_core.contracts import ROW, ROW_GROUP, TIME, Form, Part, Record
-from des_core.errors import StorageError
+from des_core import log, storage
+from des_core.contracts import ROW, ROW_GROUP, TIME, Form, Part, Record, Reference
+from des_core.errors import DamagedError, StorageError
 
 
 class PartManifest(Record):
@@ -45,6 +44,25 @@ class PartManifest(Record):
     texts: dict[str, tuple[tuple[int, str], ...]]
     """Field -> keys and texts of frequent values."""
 
+    def write(self, uri: str) -> Reference:
+        """Write this record with its own digest, for nothing else names it before a run does."""
+        content = self.model_dump(mode="json")
+        return Reference(uri, storage.write_json(uri, content | {"digest": self.written_sha256}))
+
+    @classmethod
+    def read(cls, uri: str) -> PartManifest:
+        """A part's manifest.
+
+        Raises:
+            StorageError: missing, damaged, or of another version.
+        """
+        document = storage.read_json(uri)
+        digest = document.pop("digest", "") if isinstance(document, dict) else ""
+        manifest = cls._checked(uri, document)
+        if manifest.written_sha256 != digest:
+            raise DamagedError(f"{uri} has other content than was written")
+        return manifest
+
 
 def manifest_uri(root: str, name: str) -> str:
     """Address of a part's manifest under the feature store ``root``."""
@@ -52,15 +70,22 @@ def manifest_uri(root: str, name: str) -> str:
 
 
 def whole_part(root: str, name: str) -> PartManifest | None:
-    """A part's manifest if the part is whole, whatever made it."""
+    """A part's manifest if the part is whole, as far as its footer tells, whatever made it."""
     uri = manifest_uri(root, name)
     if not storage.exists(uri):
         return None
     try:
-        manifest = PartManifest.model_validate(storage.read_json(uri))
-    except (ValidationError, ValueError):
+        manifest = PartManifest.read(uri)
+    except DamagedError as error:
+        log.emit("damaged", manifest=uri, why=str(error))
         return None
-    return manifest if storage.exists(storage.join(root, manifest.part.path)) else None
+    uri = storage.join(root, manifest.part.path)
+    if not storage.exists(uri):
+        return None
+    if manifest.part.rows and footer_of(uri) != manifest.part.footer:
+        log.emit("damaged", part=uri, why="its footer has other bytes than its manifest says; it is made again")
+        return None
+    return manifest
 
 
 class _Digested:
@@ -110,9 +135,8 @@ def write_rows(root: str, name: str, tables: Iterable[pa.Table], look: Callable[
             writer.close()
         buffered.flush()
     path = f"{name}/rows-{digested.hexdigest()[:16]}.parquet"
+    footer = footer_of(incoming) if rows else ""
     filesystem, source = storage.resolve(incoming)
-    with filesystem.open_input_file(source) as written:
-        footer = hashlib.sha256(_footer(written)).hexdigest() if rows else ""
     filesystem.move(source, storage.resolve(storage.join(root, path))[1])
     return Part(path=path, sha256=digested.hexdigest(), footer=footer, rows=rows)
 
@@ -128,7 +152,7 @@ def open_rows(root: str, part: Part) -> pq.ParquetFile:
     filesystem, path = storage.resolve(uri)
     try:
         file = filesystem.open_input_file(path)
-        if part.footer and hashlib.sha256(_footer(file)).hexdigest() != part.footer:
+        if hashlib.sha256(_footer(file)).hexdigest() != part.footer:
             raise OSError("its footer has other bytes than its manifest says")
         return pq.ParquetFile(file, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
@@ -139,6 +163,13 @@ def damaged(uri: str, error: Exception) -> StorageError:
     """The error of a part that cannot be read as it was written."""
     why = " ".join(str(error).split())[:200]
     return StorageError(f"{uri} is damaged or missing ({why}); delete its folder and run des ingest again")
+
+
+def footer_of(uri: str) -> str:
+    """sha256 of a Parquet file's footer: it says how long the file is, and where and how its rows lie."""
+    filesystem, path = storage.resolve(uri)
+    with filesystem.open_input_file(path) as file:
+        return hashlib.sha256(_footer(file)).hexdigest()
 
 
 def _footer(file: pa.NativeFile) -> bytes:

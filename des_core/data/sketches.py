@@ -1,6 +1,6 @@
 """Sketches of a part's fields: made as its rows are written, or from its file, and kept beside it.
 
-    features/PART/sketches-START-STOP.arrow    rows START to STOP; says whose they are, and can be made again
+    features/SPEC/PART/sketches-START-STOP.arrow    rows START to STOP; says whose they are, and can be made again
 
 Dims: R rows.
 """

@@ -106,7 +106,7 @@ def generate_once(out: str, days: int, rows_per_day: int, seed: int) -> dict[str
     wanted = {"version": VERSION, "rows_per_day": rows_per_day, "seed": seed, "days": days}
     logs = {day_name(day): [storage.join(out, f"{day_name(day)}.csv")] for day in range(days)}
     marker = storage.join(out, "generated.json")
-    there = storage.exists(marker) and storage.read_json(marker) == wanted
+    there = storage.exists(marker) and storage.read_bytes(marker) == storage.json_bytes(wanted)
     if not there or not all(storage.exists(path) for paths in logs.values() for path in paths):
         storage.delete(marker)
         for name in storage.list_folder(out):

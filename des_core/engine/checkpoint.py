@@ -8,6 +8,7 @@ cursor is its whole state.
     step-0000000120/{ids,tables,counts,last,rows,state}-00000.npy   rows and their counters
                     {candidate_ids,candidate_tables,...}-00000.npy  values met but not admitted
                     worker-00000.json  dense.safetensors  manifest.json
+                    measured.json                                   what clocks and this machine decide; not digested
     last.json       reference of the newest manifest
 """
 
@@ -21,7 +22,7 @@ import numpy as np
 import safetensors.torch
 from torch import Tensor, nn
 
-from des_core import storage
+from des_core import log, storage
 from des_core.contracts import Record, Reference
 from des_core.data.batches import BUCKET_BITS
 from des_core.engine.optimizer import DenseRule
@@ -30,7 +31,7 @@ from des_core.errors import CheckpointError, StorageError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-FORMAT = 2
+FORMAT = 3
 KEYS = ("ids", "tables", "counts", "last")
 ROWS = (*KEYS, "rows", "state")
 CANDIDATES = tuple(f"candidate_{name}" for name in KEYS)
@@ -73,6 +74,17 @@ class Manifest(Record):
     """sha256 by name."""
 
 
+class Last(Record):
+    """``last.json``: the newest checkpoint."""
+
+    checkpoint: str
+
+    @property
+    def reference(self) -> Reference:
+        """Of its manifest."""
+        return Reference.parse(self.checkpoint)
+
+
 def save(
     folder: str,
     peers: Any,
@@ -80,11 +92,13 @@ def save(
     model: nn.Module,
     dense: DenseRule,
     head: dict[str, Any],
+    measured: dict[str, Any],
 ) -> str:
     """Write a checkpoint with all workers and return its manifest's address.
 
     Args:
         head: the manifest's fields other than ``workers`` and ``files``.
+        measured: goes beside the manifest, so that equal runs have equal digests.
     """
     manifest = manifest_uri(folder, head["trainer"]["step"])
     uri = manifest.rpartition("/")[0]
@@ -110,8 +124,9 @@ def save(
         files: dict[str, str] = {}
         for worker in range(peers.workers):
             files |= storage.read_json(storage.join(uri, f"worker-{worker:05d}.json"))
+        storage.write_json(storage.join(uri, "measured.json"), measured)
         written = Manifest(workers=peers.workers, files=files, **head).write(manifest)
-        storage.write_json(storage.join(folder, "last.json"), {"checkpoint": str(written)})
+        Last(checkpoint=str(written)).write(storage.join(folder, "last.json"))
     peers.barrier()
     return manifest
 
@@ -127,9 +142,29 @@ def reference(uri: str) -> Reference:
 
 
 def last(folder: str) -> Reference | None:
-    """The newest whole checkpoint of a folder."""
+    """The newest whole checkpoint of a folder; where its pointer is damaged, the newest manifest that can be read."""
     pointer = storage.join(folder, "last.json")
-    return Reference.parse(storage.read_json(pointer)["checkpoint"]) if storage.exists(pointer) else None
+    if not storage.exists(pointer):
+        return None
+    try:
+        return Last.read(pointer).reference
+    except StorageError as error:
+        log.emit("damaged", pointer=pointer, why=str(error))
+    for name in sorted(storage.list_folder(folder), reverse=True):
+        manifest = storage.join(folder, name, "manifest.json")
+        if name.startswith("step-") and storage.exists(manifest):
+            return reference(manifest)
+    return None
+
+
+def measured(reference: Reference) -> dict[str, Any]:
+    """What ``save`` wrote beside a manifest; nothing where it is gone or damaged, for no result depends on it."""
+    uri = storage.join(reference.uri.rpartition("/")[0], "measured.json")
+    try:
+        found = storage.read_json(uri) if storage.exists(uri) else {}
+    except StorageError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def prune(folder: str, keep: set[str]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from des_core import log, metrics, storage
 from des_core.contracts import FILE, GROUP, LABEL, ROW, TIME, Record, Reference
@@ -40,6 +41,10 @@ POINTS = 200
 """Points of the loss curve that a report keeps."""
 
 
+MEASURED = {"timed_samples", "seconds", "exchange_s", "table"}
+"""Of ``Progress``, what a clock decides, or a thread's pace: the tables' curve may know the next batch already."""
+
+
 class Progress(Record):
     """Where training stands: the loop's whole state."""
 
@@ -54,8 +59,8 @@ class Progress(Record):
     rate_scale: float = 1.0
     best: float | None = None
     """Best valid metric of an epoch's end, larger is better."""
-    best_uri: str = ""
-    """Manifest of the checkpoint at that epoch's end."""
+    best_step: int | None = None
+    """Step of the checkpoint at that epoch's end."""
     worse_epochs: int = 0
     done: bool = False
     samples: int = 0
@@ -102,13 +107,22 @@ class Trainer:
             CheckpointError: there is none that fits.
         """
         reference = find_checkpoint(self.run, self.worker)
-        self.at = Progress.model_validate(self.worker.load(reference).trainer)
+        loaded = self.worker.load(reference).trainer
+        self.at = self._progress(loaded, checkpoint.measured(reference))
         self._window = list(self.at.window)
         self.worker.table.admitted, self.worker.table.evicted = (
             count if self.peers.rank == 0 else 0 for count in (self.at.admitted, self.at.evicted)
         )
         if self.peers.rank == 0:
             log.emit("resume", checkpoint=reference.uri, step=self.at.step, to=sys.stdout)
+
+    def _progress(self, trainer: dict[str, Any], measured: dict[str, Any]) -> Progress:
+        """The loop's state in a checkpoint; what was measured is as good as lost where it does not fit."""
+        kept = {key: value for key, value in measured.items() if key in MEASURED}
+        try:
+            return Progress.model_validate(trainer | kept)
+        except ValidationError:
+            return Progress.model_validate(trainer)
 
     def warm_start(self, champion: Reference) -> None:
         """Begin with the champion's weights, optimizer state and clock.
@@ -347,7 +361,7 @@ class Trainer:
                 "cursor": 0,
                 "valid": [*at.valid, entry],
                 "best": entry["score"] if better else at.best,
-                "best_uri": checkpoint.manifest_uri(self.run.checkpoints, at.step) if better else at.best_uri,
+                "best_step": at.step if better else at.best_step,
                 "worse_epochs": worse,
                 "rate_scale": at.rate_scale * (settings.lr_drop if judged and not better else 1.0),
                 "done": judged and worse >= settings.patience,
@@ -359,8 +373,8 @@ class Trainer:
             return
         entry, at = self._judge(), self.at
         better = at.best is None or entry["score"] > at.best
-        here = checkpoint.manifest_uri(self.run.checkpoints, at.step)
-        self.at = at.model_copy(update={"valid": [*at.valid, entry], "best_uri": here if better else at.best_uri})
+        best = at.step if better else at.best_step
+        self.at = at.model_copy(update={"valid": [*at.valid, entry], "best_step": best})
 
     def _save(self) -> None:
         """Write a checkpoint with all workers; older ones go, but for the best."""
@@ -372,13 +386,20 @@ class Trainer:
             "run_key": self.run.key,
             "trajectory": self.run.trajectory,
             "shape": self.worker.shape,
-            "trainer": self.at.model_copy(update={"window": list(self._window)}).model_dump(mode="json"),
+            "trainer": self.at.model_copy(update={"window": list(self._window)}).model_dump(
+                mode="json", exclude=MEASURED
+            ),
         }
-        worker = self.worker
-        uri = checkpoint.save(self.run.checkpoints, self.peers, worker.table, worker.model, worker.dense, head)
+        measured = self.at.model_dump(mode="json", include=MEASURED)
+        worker, folder = self.worker, self.run.checkpoints
+        uri = checkpoint.save(folder, self.peers, worker.table, worker.model, worker.dense, head, measured)
         if self.peers.rank == 0:
-            checkpoint.prune(self.run.checkpoints, {uri, self.at.best_uri})
+            checkpoint.prune(folder, {uri, self._manifest(self.at.best_step)})
             log.emit("checkpoint", step=self.at.step, to=sys.stdout)
+
+    def _manifest(self, step: int | None) -> str:
+        """Address of the manifest of a step's checkpoint; of the present step without one."""
+        return checkpoint.manifest_uri(self.run.checkpoints, self.at.step if step is None else step)
 
     def _take_ledger(self) -> None:
         """Move the ledger's sums, their mean over workers, into the loop's state."""
@@ -412,8 +433,7 @@ class Trainer:
         """Write training.json, which names the weights to evaluate."""
         settings, at = self.run.config.train, self.at
         best = settings.keep == "best" and settings.early_stop != "none"
-        newest = checkpoint.manifest_uri(self.run.checkpoints, at.step)
-        if not storage.exists(newest):
+        if not storage.exists(self._manifest(None)):
             self._save()
         peak = torch.zeros(self.peers.workers, dtype=torch.float64, device=self.peers.device)
         peak[self.peers.rank] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -450,7 +470,7 @@ class Trainer:
                     **worker.plan.chosen,
                     "placement": balances(worker.dataset, worker.placement, worker.plan),
                 },
-                "checkpoint": str(checkpoint.reference(at.best_uri if best and at.best_uri else newest)),
+                "checkpoint": str(checkpoint.reference(self._manifest(at.best_step if best else None))),
             },
         )
 
@@ -477,7 +497,7 @@ def find_checkpoint(run: Run, worker: Worker) -> Reference:
             if reference is None:
                 continue
             manifest = checkpoint.Manifest.load(reference)
-        except (DesError, ValueError) as error:
+        except DesError as error:
             # A neighbour's: this run does without it.
             if int(os.environ.get("RANK", "0")) == 0:
                 log.emit("skipped", checkpoint=storage.join(root, name), why=" ".join(str(error).split())[:200])

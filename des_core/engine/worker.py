@@ -43,7 +43,7 @@ from des_core.engine.plan import Link, Traffic, combinations, home_edges, layout
 from des_core.engine.profile import Profile
 from des_core.engine.routes import Routes, routes
 from des_core.engine.table import Table, Touch
-from des_core.errors import ConfigError, DesError, UserError
+from des_core.errors import ConfigError, DesError, UserError, of_system
 from des_core.run import Day, Run, pin
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -442,11 +442,8 @@ def main(role: Callable[[Run, Collectives, bool, bool], None]) -> None:
             peers.close()
         # The launcher waits no longer than a while from here on.
         log.emit("leaving", worker=rank, to=sys.stdout)
-    except DesError as error:
-        _report(error.exit_code, str(error), rank)
-        sys.exit(error.exit_code)
     except Exception as error:
-        sys.exit(_crashed(error, rank))
+        sys.exit(_failed(error, rank))
 
 
 @contextlib.contextmanager
@@ -458,15 +455,17 @@ def _reported(rank: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        code = _crashed(error, rank) if not isinstance(error, DesError) else error.exit_code
-        if isinstance(error, DesError):
-            _report(code, str(error), rank)
+        code = _failed(error, rank)
         sys.stdout.flush()
         os._exit(code)
 
 
-def _crashed(error: Exception, rank: int) -> int:
-    """Tell of an error that nobody foresaw; the exit code."""
+def _failed(error: Exception, rank: int) -> int:
+    """Tell of an error, one that nobody foresaw with its traceback; the exit code."""
+    known = of_system(error) if isinstance(error, OSError) else error
+    if isinstance(known, DesError):
+        _report(known.exit_code, str(known), rank)
+        return known.exit_code
     # In one piece, because other workers write to the same log.
     os.write(sys.stderr.fileno(), "".join(traceback.format_exception(error)).encode())
     _report(1, f"worker {rank} crashed ({type(error).__name__}: {str(error)[:200]})", rank)

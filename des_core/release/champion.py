@@ -12,7 +12,7 @@ window, which no model of this line was trained on. gate.reference must not have
 from __future__ import annotations
 
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from des_core.config import FieldConfig, StorageConfig
 from des_core.contracts import FILE, LABEL, ROW, TIME, Dataset, FieldSpec, Reference, Segment
 from des_core.data import drift
 from des_core.data.batches import Stream, columns_of
-from des_core.errors import ConfigError, DataError, UserError
+from des_core.errors import ConfigError, DataError, StorageError, UserError
 from des_core.release import checks, registry
 from des_core.release.gate import Champion, NewRows, read_table
 from des_core.release.slices import sample_ids
@@ -52,22 +52,48 @@ def score(run: Run) -> tuple[Reference, bool]:
     """
     report = str(run.reference("report.json"))
     present, own = (run.day.champion, "") if run.day is not None else registry.standing(run)[:2]
-    if storage.exists(run.path("champion.json")):
-        kept = run.reference("champion.json")
-        record = Champion.load(kept)
-        if record.report == report and (own or record.version == present):
-            return kept, True
-    reason = _score_test(run, present, "champion.parquet") if present else ""
     referred = run.config.gate.reference
-    record = Champion(
-        status="not_comparable" if reason else "scored" if present else "none",
-        version=present,
-        reason=reason,
-        report=report,
-        reference=referred,
-        reference_reason=_score_test(run, referred, "reference.parquet") if referred else "",
-    )
-    return record.write(run.path("champion.json")), False
+    known = _whole_record(run, report)
+    if known is not None and not own and known.version != present:
+        known = None
+    if known is not None and known.reference == referred:
+        return run.reference("champion.json"), True
+    record = known or _compared(run, report, present)
+    reason, sha256 = _score_test(run, referred, "reference.parquet") if referred else ("", "")
+    changes = {"reference": referred, "reference_reason": reason, "reference_sha256": sha256}
+    return record.model_copy(update=changes).write(run.path("champion.json")), False
+
+
+def _compared(run: Run, report: str, version: str) -> Champion:
+    """The record of the champion's scores, without a reference."""
+    if not version:
+        return Champion(status="none", report=report)
+    reason, sha256 = _score_test(run, version, "champion.parquet")
+    status: Literal["scored", "not_comparable"] = "not_comparable" if reason else "scored"
+    return Champion(status=status, version=version, reason=reason, report=report, scores_sha256=sha256)
+
+
+def _whole_record(run: Run, report: str) -> Champion | None:
+    """champion.json, if it is of this report and the scores that it names are as it says."""
+    if not storage.exists(run.path("champion.json")):
+        return None
+    try:
+        record = Champion.load(run.reference("champion.json"))
+    except StorageError:
+        return None
+    named = {"champion.parquet": record.scores_sha256, "reference.parquet": record.reference_sha256}
+    whole = all(_is(run.path(name), sha256) for name, sha256 in named.items() if sha256)
+    return record if whole and record.report == report else None
+
+
+def is_whole(run: Run) -> bool:
+    """Whether the records of this run's comparisons, and the scores that they name, are as they were written."""
+    report = str(run.reference("report.json"))
+    return _whole_record(run, report) is not None and (run.day is None or _whole_new_rows(run))
+
+
+def _is(uri: str, sha256: str) -> bool:
+    return storage.exists(uri) and storage.digest_file(uri) == sha256
 
 
 def score_new(run: Run) -> tuple[Reference, bool]:
@@ -82,14 +108,15 @@ def score_new(run: Run) -> tuple[Reference, bool]:
     day = run.day
     if day is None:
         raise UserError(f"{run.folder}: this run is over whole logs, only a day's run has new rows")
-    if storage.exists(run.path("new_rows.json")):
+    if _whole_new_rows(run):
         return run.reference("new_rows.json"), True
     record = NewRows(as_of=day.as_of)
     if day.champion:
         scored = _scored_by(run, day.champion, ("train", "test"))
         record = _summed(run, scored) if isinstance(scored, pa.Table) else NewRows(as_of=day.as_of, reason=scored)
         if isinstance(scored, pa.Table):
-            _write(run.path("new_rows.parquet"), scored)
+            sha256 = _write(run.path("new_rows.parquet"), scored)
+            record = record.model_copy(update={"scores_sha256": sha256})
     root = run.dataset.uri.rpartition("/")[0]
     earlier = [name for name in storage.list_folder(root) if name < day.as_of and name not in day.left_out]
     measured = drift.measure(
@@ -97,6 +124,17 @@ def score_new(run: Run) -> tuple[Reference, bool]:
     )
     changes = {"drift": measured, "accepted": day.accepted}
     return record.model_copy(update=changes).write(run.path("new_rows.json")), False
+
+
+def _whole_new_rows(run: Run) -> bool:
+    """Whether the day's record is there, with the scores that it names."""
+    if not storage.exists(run.path("new_rows.json")):
+        return False
+    try:
+        record = NewRows.load(run.reference("new_rows.json"))
+    except StorageError:
+        return False
+    return not record.version or _is(run.path("new_rows.parquet"), record.scores_sha256)
 
 
 def _summed(run: Run, scored: pa.Table) -> NewRows:
@@ -121,25 +159,25 @@ def _judged(task: str, scored: pa.Table) -> dict[str, float]:
     return {name: float(judged[name]) for name in checks.NAMES if judged.get(name) is not None}
 
 
-def _score_test(run: Run, version: str, name: str) -> str:
-    """Write a version's scores of the test rows; returns why it could not score them, or nothing."""
+def _score_test(run: Run, version: str, name: str) -> tuple[str, str]:
+    """Write a version's scores of the test rows: why it could not score them, or the file's sha256."""
     scored = _known(run, version)
     if scored is None:
         found = _scored_by(run, version, ("test",))
         if isinstance(found, str):
-            return found
+            return found, ""
         scored = found
-    _write(run.path(name), scored.select(["sample", "probability"]))
-    return ""
+    return "", _write(run.path(name), scored.select(["sample", "probability"]))
 
 
 def _known(run: Run, version: str) -> pa.Table | None:
     """The test rows' scores among those of the new rows, if this version made them."""
     if run.day is None or not storage.exists(run.path("new_rows.json")):
         return None
-    if NewRows.load(run.reference("new_rows.json")).version != version:
+    record = NewRows.load(run.reference("new_rows.json"))
+    if record.version != version:
         return None
-    scored = read_table(run.path("new_rows.parquet"))
+    scored = read_table(run.path("new_rows.parquet"), record.scores_sha256)
     wanted = _samples(run.dataset, ("test",))["sample"]
     return scored.filter(pc.is_in(scored["sample"], value_set=wanted.combine_chunks()))
 
@@ -273,7 +311,7 @@ def _ingested_again(run: Run, scorer: Scorer) -> tuple[Reference, tuple[str, ...
     manifests = features.ingest_days(config, {day: files[day] for day in sorted(wanted)})
     segments = tuple(Segment(part=day, start=0, stop=made.part.rows) for day, made in manifests.items())
     splits: dict[str, tuple[Segment, ...]] = {"train": segments, "valid": (), "test": ()}
-    root = storage.join(config.storage.root, "features")
+    root = config.features_root
     dataset = dataset_of(config, source, specs_of(declared), root, manifests, splits)
     return dataset.write(storage.join(root, "manifest.json")), ("train",)
 
@@ -283,6 +321,8 @@ def _scratch(run: Run) -> str:
     return storage.join(run.folder, "champion-features")
 
 
-def _write(uri: str, table: pa.Table) -> None:
-    with storage.writer(uri) as file:
-        pq.write_table(table, file, compression="zstd")
+def _write(uri: str, table: pa.Table) -> str:
+    """Write a Parquet file and return its sha256."""
+    written = pa.BufferOutputStream()
+    pq.write_table(table, written, compression="zstd")
+    return storage.write_bytes(uri, written.getvalue().to_pybytes())

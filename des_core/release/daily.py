@@ -115,7 +115,7 @@ def pin_day(config: Config, as_of: str, parts: Mapping[str, PartManifest]) -> Ru
 
 
 def _pin(config: Config, as_of: str, parts: Mapping[str, PartManifest]) -> Run:
-    root = storage.join(config.storage.root, "features")
+    root = config.features_root
     parent = registry.parent(config)
     _refuse(config, as_of, parent)
     held = quarantined(config, parts)
@@ -202,7 +202,7 @@ def _meaning(field: FieldSpec) -> FieldSpec:
 
 def _pin_uri(config: Config, as_of: str, parts: Mapping[str, PartManifest]) -> str:
     """Where a day's pin lies, by all that decides it but the champion."""
-    root = storage.join(config.storage.root, "features")
+    root = config.features_root
     days = {day: [_digest(root, day), storage.exists(_day_uri(config, day, "accepted.json"))] for day in sorted(parts)}
     text = json.dumps([config.run.name, as_of, config.digest, days])
     return _day_uri(config, as_of, f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json")
@@ -217,11 +217,16 @@ def _digest(root: str, day: str) -> str:
 
 
 def quarantine(run: Run, days: Sequence[str], reasons: tuple[str, ...]) -> None:
-    """Leave days of the run's window out of later ones, until a person accepts them or their logs are repaired."""
+    """Leave days of the run's window out of later ones, until a person accepts them or their logs are repaired.
+
+    Days that this very run had put there, by other bounds, come out.
+    """
     for day, digest in run.day.days.items() if run.day else ():
+        uri = _day_uri(run.config, day, "quarantine.json")
         if day in days:
-            uri = _day_uri(run.config, day, "quarantine.json")
             Quarantine(day=day, manifest=digest, reasons=reasons, run_key=run.key).write(uri)
+        elif storage.exists(uri) and Quarantine.read(uri).run_key == run.key:
+            storage.delete(uri)
 
 
 def ingest(config: Config, files: Mapping[str, Sequence[str]], as_of: str) -> dict[str, PartManifest]:
@@ -241,7 +246,7 @@ def ingest(config: Config, files: Mapping[str, Sequence[str]], as_of: str) -> di
     parts = features.ingest_days(config, files, put_aside)
     for day in parts:
         uri = _day_uri(config, day, "quarantine.json")
-        if storage.exists(uri) and not Quarantine.model_validate(storage.read_json(uri)).manifest:
+        if storage.exists(uri) and not Quarantine.read(uri).manifest:
             storage.delete(uri)
     return parts
 
@@ -251,7 +256,7 @@ def unusable(config: Config, day: str, files: Sequence[str]) -> bool:
     uri = _day_uri(config, day, "quarantine.json")
     if not storage.exists(uri):
         return False
-    held = Quarantine.model_validate(storage.read_json(uri))
+    held = Quarantine.read(uri)
     return not held.manifest and held.logs == _logs(config, files)
 
 
@@ -266,12 +271,12 @@ def accepted(config: Config, days: Iterable[str]) -> tuple[str, ...]:
 
 def quarantined(config: Config, days: Mapping[str, object]) -> dict[str, Quarantine]:
     """Those of ``days`` that windows leave out."""
-    root = storage.join(config.storage.root, "features")
+    root = config.features_root
     found: dict[str, Quarantine] = {}
     for day in days:
         uri = _day_uri(config, day, "quarantine.json")
         if storage.exists(uri) and not storage.exists(_day_uri(config, day, "accepted.json")):
-            held = Quarantine.model_validate(storage.read_json(uri))
+            held = Quarantine.read(uri)
             judged = storage.exists(manifest_uri(root, day)) and held.manifest == _digest(root, day)
             if judged or not held.manifest:
                 found[day] = held

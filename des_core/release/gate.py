@@ -30,6 +30,7 @@ from des_core import metrics as measure
 from des_core import storage
 from des_core.config import GateConfig
 from des_core.contracts import Record, Reference
+from des_core.errors import StorageError
 from des_core.release import checks, slices
 from des_core.release.checks import Check, Drift, Floats
 from des_core.release.slices import Slice
@@ -55,6 +56,10 @@ class Champion(Record):
     """Version of gate.reference, whose scores of the same rows are in ``reference.parquet``."""
     reference_reason: str = ""
     """Why the reference could not score them, or empty."""
+    scores_sha256: str = ""
+    """Of ``champion.parquet``, where the status is "scored"."""
+    reference_sha256: str = ""
+    """Of ``reference.parquet``, where the reference scored them."""
 
 
 class NewRows(Record):
@@ -72,6 +77,8 @@ class NewRows(Record):
     """Day -> samples and metrics of its rows."""
     accepted: tuple[str, ...] = ()
     """Days of the window whose data a person took nevertheless: nothing more is said against them."""
+    scores_sha256: str = ""
+    """Of ``new_rows.parquet``, where there is a version."""
     drift: dict[str, dict[str, float]] = {}
     """Field -> psi, new_share, missing_share, missing_before: the run's day against the days before it."""
 
@@ -89,7 +96,11 @@ class Verdict(Record):
     reference: str = ""
     """Version of gate.reference, or empty."""
     inputs: str = ""
-    """Reference of the champion's record, which names the report: a verdict on other files is made again."""
+    """Reference of the champion's record, which names the report and the scores."""
+    new_rows: str = ""
+    """Reference of the day's record of its new rows."""
+    bounds: str = ""
+    """``Config.verdict_digest`` of the bounds."""
     data_at_fault: bool = False
     days_at_fault: tuple[str, ...] = ()
     """Days whose data are the reason."""
@@ -199,33 +210,54 @@ def _decided(broken: int, undecided: str, found: _Findings) -> Verdict:
 
 
 def decide(run: Run) -> Reference:
-    """``gate.json`` of the run: kept where it judged these very files, made otherwise."""
-    inputs = str(run.reference("champion.json"))
+    """``gate.json`` of the run: kept where it is the verdict on these files by these bounds, written otherwise."""
+    verdict = verdict_of(run)
     if storage.exists(run.path("gate.json")):
         kept = run.reference("gate.json")
-        if Verdict.load(kept).inputs == inputs:
+        if same_verdict(kept, verdict):
             return kept
-    bounds = run.config.gate
-    champion = Champion.load(Reference.parse(inputs))
+    return verdict.write(run.path("gate.json"))
+
+
+def same_verdict(reference: Reference, verdict: Verdict) -> bool:
+    """Whether gate.json holds this verdict; numbers may differ as far as another machine adds them up differently."""
+    try:
+        found = Verdict.load(reference)
+    except StorageError:
+        return False
+    measured = {"metrics", "intervals", "checks", "slices", "drift", "reasons"}
+    return found.model_dump(exclude=measured) == verdict.model_dump(exclude=measured)
+
+
+def verdict_of(run: Run) -> Verdict:
+    """The verdict that a run's files give by the bounds of its config.
+
+    Raises:
+        StorageError: a file is missing, or has other bytes than the one that was written after it says.
+    """
+    inputs = run.reference("champion.json")
+    bounds, champion = run.config.gate, Champion.load(inputs)
+    report = Reference.parse(champion.report).read()
     referred = bool(champion.reference) and not champion.reference_reason
-    report = storage.read_json(run.path("report.json"))
+    new_rows = run.reference("new_rows.json") if run.day is not None else None
     history = report.get("table") or [None]
     compared = champion.status == "scored"
     verdict = judge(
         bounds,
         run.config.source.task,
-        read_table(run.path("predictions.parquet"), report.get("predictions_sha256")),
+        read_table(run.path("predictions.parquet"), report["predictions_sha256"]),
         champion,
-        read_table(run.path("champion.parquet")) if compared else None,
-        reference=read_table(run.path("reference.parquet")) if referred else None,
-        new_rows=NewRows.load(run.reference("new_rows.json")) if run.day is not None else None,
+        read_table(run.path("champion.parquet"), champion.scores_sha256) if compared else None,
+        reference=read_table(run.path("reference.parquet"), champion.reference_sha256) if referred else None,
+        new_rows=None if new_rows is None else NewRows.load(new_rows),
         table=history[-1],
         sliced={name: slices.of(run.dataset, name) for name in bounds.slices} if compared else {},
     )
-    return verdict.model_copy(update={"inputs": inputs}).write(run.path("gate.json"))
+    made_of = {"inputs": str(inputs), "new_rows": str(new_rows or ""), "bounds": run.config.verdict_digest}
+    return verdict.model_copy(update=made_of)
 
 
-def read_table(uri: str, sha256: str | None = None) -> pa.Table:
+def read_table(uri: str, sha256: str) -> pa.Table:
     """A Parquet file.
 
     Raises:

@@ -22,7 +22,7 @@ from typing import NoReturn
 from des_core import log, storage
 from des_core.config import Config
 from des_core.contracts import Record
-from des_core.errors import BusyError, DesError, UserError
+from des_core.errors import BusyError, DamagedError, DesError, UserError
 
 PROCESS_S, PIPELINE_S = 90.0, 1800.0
 """A lease ends this long after it was renewed last: one of a process, and of a pipeline whose next pod must start."""
@@ -137,8 +137,8 @@ def _read(uri: str) -> Lease | None:
     if not storage.exists(uri):
         return None
     try:
-        lease = Lease.model_validate(storage.read_json(uri))
-    except ValueError:
+        lease = Lease.read(uri)
+    except DamagedError:
         log.emit("lease", why=f"{uri} is no lease (damaged?); it is replaced")
         return None
     if lease.expires > time.time() + LONGEST_S:

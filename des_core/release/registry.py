@@ -70,6 +70,8 @@ class Registered(Record):
     """Those that pointed at it when this was written."""
     accepted: bool
     run_key: str
+    gate: str
+    """sha256 of the gate.json that it was registered with, as its version's tag has it."""
     tracking_uri: str
 
 
@@ -262,17 +264,53 @@ def _register(run: Run, verdict: Verdict, export: Callable[[Run], tuple[str, pa.
                 client.delete_model_version(made.name, made.version)
                 adopted = True
             _drop_leftovers(client, run, version)
+        elif version.tags.get("des.gate_digest") != verdict.written_sha256:
+            version = _judge_again(client, run, verdict, version)
+            adopted = False
         if version.tags.get("des.complete") != "true":
             version = _set_aliases(client, version)
-        record = Registered(
-            name=config.run.name,
-            version=str(version.version),
-            aliases=_aliases(client, version),
-            accepted=version.tags["des.verdict"] == "accept",
-            run_key=run.key,
-            tracking_uri=without_passwords(config.registry.tracking_uri),
-        )
+        record = _record(client, run, version)
     return record.write(run.path("version.json")), adopted
+
+
+def _judge_again(client: MlflowClient, run: Run, verdict: Verdict, version: ModelVersion) -> ModelVersion:
+    """A version whose run was judged by other bounds: its tags say so, and then its aliases.
+
+    A champion that would no longer be accepted stays until somebody moves the alias.
+    """
+    name, number = version.name, version.version
+    client.set_model_version_tag(name, number, "des.complete", "false")
+    tags = lineage.tags(run, verdict, storage.read_json(run.path("report.json")))
+    tags |= {"des.previous_champion": verdict.champion, "des.gate_digest": verdict.written_sha256}
+    for key, value in tags.items():
+        if value != version.tags.get(key, ""):
+            client.set_model_version_tag(name, number, key, value)
+    if version.run_id:
+        _log_pages(client, version.run_id, run)
+    return client.get_model_version(name, number)
+
+
+def recorded(run: Run) -> Registered | None:
+    """``version.json`` of a run as the registry has it now; None where it is not registered, or not to the end."""
+    if not tracking.has_database(run.config.registry.tracking_uri, _wait_s(run.config)):
+        return None
+    with _client(run.config.registry.tracking_uri) as client:
+        version = _of_run(client, run)
+        if version is None or version.tags.get("des.complete") != "true":
+            return None
+        return _record(client, run, version)
+
+
+def _record(client: MlflowClient, run: Run, version: ModelVersion) -> Registered:
+    return Registered(
+        name=run.config.run.name,
+        version=str(version.version),
+        aliases=_aliases(client, version),
+        accepted=version.tags["des.verdict"] == "accept",
+        run_key=run.key,
+        gate=version.tags.get("des.gate_digest", ""),
+        tracking_uri=without_passwords(run.config.registry.tracking_uri),
+    )
 
 
 def _make_database(uri: str) -> None:
@@ -455,7 +493,12 @@ def _download(client: MlflowClient, version: ModelVersion, into: str) -> Found:
     if not model.resolve().is_relative_to(Path(folder).resolve()):
         raise RegistryError(f"models:/{version.name}/{version.version}: its MLmodel names a folder outside its own")
     digest = version.tags.get("des.model_digest")
-    if digest and storage.digest_file(str(model / DESCRIPTION)) != digest:
+    if not digest:
+        raise RegistryError(
+            f"models:/{version.name}/{version.version} has no tag des.model_digest, by which its files are checked: it "
+            "was not registered by this version of DES; train and register it again"
+        )
+    if storage.digest_file(str(model / DESCRIPTION)) != digest:
         raise StorageError(
             f"{model / DESCRIPTION} has other bytes than version {version.version} of {version.name} was registered "
             "with (its tag des.model_digest); bring back the file, or train and register again"
@@ -626,6 +669,7 @@ def _create_version(
     tags["des.model_id"] = model_uri.removeprefix("models:/")
     # Des.json names the digests of the weights: with its own here all of a model is certified by the registry.
     tags["des.model_digest"] = digest
+    tags["des.gate_digest"] = verdict.written_sha256
     return client.create_model_version(
         name, model_uri, run_id=mlflow_run, tags=tags, model_id=model_uri.removeprefix("models:/")
     )
@@ -637,7 +681,9 @@ def _set_aliases(client: MlflowClient, version: ModelVersion) -> ModelVersion:
     MLflow cannot move an alias only if it has not moved: the champion is looked at once more, last of all.
     """
     name, number = version.name, version.version
-    client.set_registered_model_alias(name, "candidate", number)
+    latest = _aliased(client, name, "candidate")
+    if latest is None or int(latest.version) < int(number):
+        client.set_registered_model_alias(name, "candidate", number)
     if version.tags["des.verdict"] == "accept":
         present = _aliased(client, name, "champion")
         champion = "" if present is None else str(present.version)

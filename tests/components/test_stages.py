@@ -141,3 +141,14 @@ def test_example_records_are_of_the_runs_own_day(tmp_path: Path) -> None:
     rows = _stages.example_rows(run)
     assert rows.column_names == ["user", "tags", "price"] and rows.num_rows == _stages.EXAMPLE_ROWS
     assert rows.column("price").to_pylist() == ["1.5"] * 5
+
+
+def test_two_names_share_a_folder_and_keep_their_features(tmp_path: Path) -> None:
+    first = many_logs(tmp_path)
+    reference = _stages.ingest(first).reference
+    (tmp_path / "other.csv").write_text((tmp_path / "logs.csv").read_text().replace(",u1,", ",v1,"))
+    second = many_logs(tmp_path, "run.name=other", f"source.path={tmp_path}/other.csv")
+    assert second.storage.root == first.storage.root
+    assert _stages.ingest(second).reference != reference
+    assert _stages._ingested(first) and _stages._ingested(second)
+    assert _stages.ingest(first).unchanged

@@ -11,6 +11,7 @@ from des_core.contracts import LABEL, ROW, ROW_GROUP, Dataset, FieldSpec, Part, 
 from des_core.data import batches
 from des_core.data.batches import Ownership, Stream, everything, field_values, ids_of
 from des_core.data.hashing import MISSING
+from des_core.data.parts import footer_of
 
 ROWS = {"2026-01-01": ROW_GROUP + 1000, "2026-01-02": 9 * ROW_GROUP + 5}
 
@@ -31,7 +32,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Reference:
         fields=(),
         has_group=False,
         has_time=False,
-        parts={part: Part(path=f"{part}.parquet", sha256="", rows=rows) for part, rows in ROWS.items()},
+        parts={
+            part: Part(path=f"{part}.parquet", sha256="", footer=footer_of(f"{folder}/{part}.parquet"), rows=rows)
+            for part, rows in ROWS.items()
+        },
         splits={
             "train": (
                 Segment(part="2026-01-01", start=10, stop=ROWS["2026-01-01"]),

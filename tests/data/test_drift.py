@@ -142,7 +142,7 @@ def test_a_week_of_the_demo_passes_and_a_day_without_a_column_does_not(tmp_path:
     days = [synthetic.day_name(day) for day in range(7)]
     bounds = GateConfig()
     for number in range(1, 7):
-        found = drift.measure(str(tmp_path / "features"), specs_of(fields_of(config)), days[number], days[:number])
+        found = drift.measure(config.features_root, specs_of(fields_of(config)), days[number], days[:number])
         assert sorted(found) == sorted(field.name for field in synthetic.FIELDS)
         for name, field in found.items():
             assert field["psi"] < bounds.max_psi / 2, (number, name)

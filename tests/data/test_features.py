@@ -67,6 +67,11 @@ def rows_of(reference: Reference, part: str) -> pa.Table:
     return pq.read_table(f"{reference.uri.removesuffix('/manifest.json')}/{dataset.parts[part].path}")
 
 
+def store(folder: Path) -> Path:
+    """The feature store that was made last."""
+    return max((folder / "root/features").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -89,7 +94,7 @@ def test_columns_of_a_part(tmp_path: Path, make: Make) -> None:
     users = hash_text(pa.array([f"u{row % 7}" for row in price.tolist()]))
     assert table.column("user").to_pylist() == table.column(GROUP).to_pylist() == users.tolist()
     assert dataset.files == (storage.digest_file(str(tmp_path / "log.csv"))[:16],)
-    assert dataset.parts["all"].sha256 == storage.digest_file(f"{tmp_path}/root/features/{dataset.parts['all'].path}")
+    assert dataset.parts["all"].sha256 == storage.digest_file(f"{store(tmp_path)}/{dataset.parts['all'].path}")
     assert dataset.parts["all"].sha256[:16] in dataset.parts["all"].path
     assert (dataset.has_time, dataset.has_group, dataset.task) == (True, True, "click")
 
@@ -149,7 +154,7 @@ def test_spilling_changes_nothing(tmp_path: Path, make: Make, monkeypatch: pytes
 def test_row_groups_have_one_size(tmp_path: Path, make: Make) -> None:
     write_log(tmp_path / "log.csv", ROW_GROUP + 10)
     dataset = load(ingest(make(path="log.csv")))
-    metadata = pq.ParquetFile(tmp_path / "root/features" / dataset.parts["all"].path).metadata
+    metadata = pq.ParquetFile(store(tmp_path) / dataset.parts["all"].path).metadata
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [ROW_GROUP, 10]
 
 
@@ -239,7 +244,7 @@ def test_given_files(tmp_path: Path, make: Make) -> None:
         rows = rows_of(reference, "train").column(ROW).to_pylist()
         assert sorted(rows) == list(range(100))
         held_out.append(set(rows[cut:]))
-        assert not storage.exists(f"{tmp_path}/root/features/valid")
+        assert not storage.exists(f"{store(tmp_path)}/valid")
         if more:
             assert rows[:cut] == sorted(rows[:cut], reverse=True), "in time order"
             assert rows[cut:] == sorted(rows[cut:], reverse=True)
@@ -267,9 +272,10 @@ def test_a_changed_log_or_config_is_ingested_again_and_old_files_go(tmp_path: Pa
     assert first.sha256 != second.sha256
     write_log(tmp_path / "2026-01-01.csv", 600)
     third = ingest(make(path="{day}.csv"))
-    names = {Path(path).name.split("-")[0] for path in tree(tmp_path / "root")}
+    names = {Path(path).name.split("-")[0] for path in tree(store(tmp_path))}
     assert names == {"manifest.json", "rows", "sketches"}
-    assert sorted(os.listdir(tmp_path / "root/features")) == ["2026-01-01", "manifest.json"]
+    assert load(second).rows("train") == 480 and storage.exists(second.uri), "another config has a store of its own"
+    assert sorted(os.listdir(store(tmp_path))) == ["2026-01-01", "manifest.json"]
     assert load(third).rows("train") == 480
 
 
@@ -278,7 +284,7 @@ def test_crashes_leave_nothing_that_is_taken_for_whole(tmp_path: Path, make: Mak
     config = make(path="log.csv")
     reference = ingest(config)
     clean = tree(tmp_path / "root")
-    features = tmp_path / "root/features"
+    features = store(tmp_path)
     (features / ".scratch-all").mkdir()
     (features / ".scratch-all/0.arrow").write_bytes(b"half")
     (features / "all/manifest.json").unlink()
@@ -303,7 +309,7 @@ def test_a_crash_while_a_changed_log_is_ingested_keeps_the_old_features(
     write_log(tmp_path / "log.csv", 600)
 
     def crash(self: object) -> Iterator[pa.Table]:
-        yield pq.read_table(tmp_path / "root/features" / load(reference).parts["all"].path)
+        yield pq.read_table(store(tmp_path) / load(reference).parts["all"].path)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -316,10 +322,12 @@ def test_a_crash_while_a_changed_log_is_ingested_keeps_the_old_features(
 
 def test_a_users_own_folder_in_the_store_stays(tmp_path: Path, make: Make) -> None:
     write_log(tmp_path / "log.csv", 100)
-    (tmp_path / "root/features/mine").mkdir(parents=True)
-    (tmp_path / "root/features/mine/notes.txt").write_text("keep")
-    ingest(make(path="log.csv"))
-    assert (tmp_path / "root/features/mine/notes.txt").read_text() == "keep"
+    config = make(path="log.csv")
+    mine = Path(config.features_root) / "mine"
+    mine.mkdir(parents=True)
+    (mine / "notes.txt").write_text("keep")
+    ingest(config)
+    assert (store(tmp_path) / "mine/notes.txt").read_text() == "keep"
 
 
 def test_rows_far_from_their_day_are_put_aside(tmp_path: Path, make: Make) -> None:
@@ -333,7 +341,7 @@ def test_rows_far_from_their_day_are_put_aside(tmp_path: Path, make: Make) -> No
     path.write_text("\n".join(["user,price,tags,label,t", *lines]) + "\n")
     part = ingest_days(config, {"2026-01-01": [str(path)]})["2026-01-01"]
     assert (part.part.rows, part.part.bad_rows, part.outside) == (6, 2, 4)
-    listed = (tmp_path / "root/features/2026-01-01/quarantine.csv").read_text().splitlines()
+    listed = (store(tmp_path) / "2026-01-01/quarantine.csv").read_text().splitlines()
     assert [line.rsplit(",", 2)[1] for line in listed[1:]] == ["2", "9"]
     assert "recurring.allowed_lateness = 24 hours from 2026-01-01" in listed[1]
 
@@ -351,7 +359,7 @@ def test_one_day_at_a_time(tmp_path: Path, make: Make) -> None:
     assert list(frozen.parts) == ["2026-01-01", "2026-01-02", "2026-01-03"]
     assert load(ingest(config)) == frozen
     write_log(tmp_path / "logs/2026-01-04.csv", 1000, first=5000, start=NOON + 86_400 * 3)
-    begun = tmp_path / "root/features/2026-01-05/incoming.parquet.partial-7"
+    begun = store(tmp_path) / "2026-01-05/incoming.parquet.partial-7"
     begun.parent.mkdir()
     begun.write_bytes(b"another process writes this day")
     later = load(ingest(config, "2026-01-04"))
@@ -398,7 +406,7 @@ def test_bad_records_go_to_quarantine(tmp_path: Path, make: Make) -> None:
     reference = ingest(make(path="log.csv", time="t"))
     part = load(reference).parts["all"]
     assert (part.rows, part.bad_rows) == (397, 3)
-    listed = (tmp_path / "root/features" / part.quarantine).read_text().splitlines()
+    listed = (store(tmp_path) / part.quarantine).read_text().splitlines()
     assert listed == [
         "file,line,reason",
         f"{tmp_path}/log.csv,11,2 columns instead of 5",
@@ -456,7 +464,7 @@ def test_logs_that_give_no_features(
     with pytest.raises(DataError, match=message) as caught:
         ingest(make(split, **source))
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "root/features/manifest.json").exists()
+    assert not list((tmp_path / "root/features").glob("*/manifest.json"))
 
 
 def test_packed_and_plain_logs_hold_the_same_rows(tmp_path: Path, make: Make) -> None:
@@ -549,7 +557,7 @@ def test_a_flipped_bit_in_stored_rows_is_found(tmp_path: Path, make: Make) -> No
     write_log(tmp_path / "log.csv", 2000)
     reference = ingest(make(path="log.csv", time="t", group="user"))
     part = load(reference).parts["all"]
-    path = tmp_path / "root/features" / part.path
+    path = store(tmp_path) / part.path
     whole = path.read_bytes()
     columns = [LABEL, GROUP, TIME, ROW, "user", "price", "tags"]
 
@@ -580,7 +588,7 @@ def test_damaged_sketches_are_made_again(tmp_path: Path, make: Make) -> None:
     write_log(tmp_path / "log.csv", 500)
     config = make(path="log.csv", time="t")
     before = storage.read_bytes(ingest(config).uri)
-    for path in (tmp_path / "root/features").rglob("sketches-*.arrow"):
+    for path in store(tmp_path).rglob("sketches-*.arrow"):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 4
         path.write_bytes(data)
@@ -602,7 +610,7 @@ def test_a_field_newer_than_the_logs_is_missing_on_days_before_it(
     assert list(made) == ["2026-01-01", "2026-01-02"]
     told = capsys.readouterr().err
     assert told.count("event=no_column") == 2 and "column=brand wanted_for='field brand'" in told
-    old, new = (pq.read_table(tmp_path / "root/features" / part.part.path) for part in made.values())
+    old, new = (pq.read_table(store(tmp_path) / part.part.path) for part in made.values())
     assert len(set(old.column("brand").to_pylist())) == 1 != set(new.column("brand").to_pylist())
     assert old.column("size").null_count == 10 and new.column("size").null_count == 0
     assert {len(keys) for keys in old.column("m").to_pylist()} == {1}, "the key of a missing value"

@@ -144,8 +144,8 @@ def test_a_csv_day_and_a_parquet_day_have_the_same_keys(tmp_path: Path) -> None:
     declared = [field | {"form": forms[field["name"]]} for field in FIELDS]
     parquet = by_day(tmp_path, declared, format="parquet")
     typed_made = ingest_days(parquet, {"2026-01-02": [f"{tmp_path}/2026-01-02.parquet"]})
-    first = keys_of(str(tmp_path / "root/features"), made["2026-01-01"])
-    second = keys_of(str(tmp_path / "root/features"), typed_made["2026-01-02"])
+    first = keys_of(config.features_root, made["2026-01-01"])
+    second = keys_of(parquet.features_root, typed_made["2026-01-02"])
     assert first == second
 
 
@@ -161,7 +161,7 @@ def test_later_days_keep_the_form_that_the_first_one_settled(tmp_path: Path) -> 
     both = ingest_days(config, files)
     assert both["2026-01-01"] == first["2026-01-01"]
     assert both["2026-01-02"].forms == first["2026-01-01"].forms
-    old, new = (keys_of(str(tmp_path / "root/features"), both[day]) for day in sorted(both))
+    old, new = (keys_of(config.features_root, both[day]) for day in sorted(both))
     assert new["user"][:2] == old["user"][:2] and new["user"][3] not in old["user"]
     assert new["flag"] == old["flag"]
 

@@ -27,6 +27,7 @@ from des_core.contracts import (
     Segment,
 )
 from des_core.data.hashing import MISSING
+from des_core.data.parts import footer_of
 from des_core.run import Run, pin
 
 FIELDS = (
@@ -116,7 +117,12 @@ def store(
         has_group=True,
         has_time=True,
         parts={
-            "all": Part(path="all/data.parquet", sha256=storage.digest_file(f"{folder}/all/data.parquet"), rows=rows)
+            "all": Part(
+                path="all/data.parquet",
+                sha256=storage.digest_file(f"{folder}/all/data.parquet"),
+                footer=footer_of(f"{folder}/all/data.parquet"),
+                rows=rows,
+            )
         },
         splits={
             "train": (Segment(part="all", start=0, stop=train),),

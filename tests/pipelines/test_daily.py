@@ -431,6 +431,9 @@ def test_killed_after_every_step_it_ends_the_same(week: Week, tmp_path: Path) ->
     folder = f"{tmp_path}/runs/runs/{first.key[:12]}"
     for name in ("report.json", "gate.json", "new_rows.json"):
         assert lasting(storage.read_json(f"{folder}/{name}")) == lasting(storage.read_json(first.path(name))), name
+    # Equal runs have equal weights and equal manifests, so that the key of the day that goes on from here is the same.
+    weights = [storage.read_json(f"{place}/training.json")["checkpoint"] for place in (folder, first.folder)]
+    assert weights[0].rpartition("#")[2] == weights[1].rpartition("#")[2]
     sizes = [storage.read_json(f"{place}/report.json")["table"][-1] for place in (folder, first.folder)]
     assert sizes[0] == sizes[1]
     predictions = storage.read_bytes(f"{folder}/predictions.parquet")

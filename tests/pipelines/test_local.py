@@ -21,12 +21,14 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
 
+from components import _stages
 from des_core import log, storage
 from des_core.config import StorageConfig, load_config
-from des_core.contracts import FILE, LABEL, ROW, Dataset
+from des_core.contracts import FILE, LABEL, ROW, Dataset, Reference
 from des_core.data import features
 from des_core.data.batches import Stream
-from des_core.release import champion
+from des_core.errors import DesError, StorageError
+from des_core.release import champion, registry
 from des_core.release.gate import Champion, Verdict, decide
 from des_core.run import Run, pin
 from pipelines import cli
@@ -189,6 +191,103 @@ def test_single_commands_share_the_pipelines_results(
     assert ended.answer["version"] == 1
 
 
+def registered_run(folder: Path, *overrides: str) -> Run:
+    """The first run, by another config that differs in nothing that decides the model."""
+    return pin(load_config(folder / "small.toml", (f"run.dir={folder}/runs/small", *overrides)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("inputs.json", "training.json", "report.json", "predictions.parquet", "champion.json", "gate.json"),
+        *("features/*/manifest.json", "features/*/*/manifest.json", "features/*/*/rows-*.parquet"),
+        "checkpoint",
+    ],
+)
+def test_a_flipped_bit_in_a_result_is_never_unchanged(folder: Path, first: Ended, name: str) -> None:
+    """Each file is named with its digest by the one that was written after it, up to the registry's tags."""
+    run = registered_run(folder)
+    assert _stages.settled(run.config) is not None
+    root = folder / "runs/small"
+    paths = list(root.glob(name)) if "/" in name else [Path(run.path(name))]
+    if name == "checkpoint":
+        paths = [Path(Reference.parse(storage.read_json(run.path("training.json"))["checkpoint"]).uri)]
+    assert paths
+    for path in paths:
+        whole = path.read_bytes()
+        # Pages have checksums of their own, which show where they are read; the config in inputs.json names places.
+        end = whole.find(b'"config": {') if name == "inputs.json" else len(whole)
+        start = len(whole) - 200 if path.suffix == ".parquet" and path.name.startswith("rows-") else 0
+        for place in np.linspace(start, end - 1, 25, dtype=int).tolist():
+            data = bytearray(whole)
+            data[place] ^= 1 << (place % 8)
+            path.write_bytes(data)
+            try:
+                assert _stages.settled(run.config) is None, (path, place)
+            except DesError as error:
+                assert path.name in str(error), (path, place, error)
+            finally:
+                path.write_bytes(whole)
+        path.write_bytes(b"")
+        try:
+            assert _stages.settled(run.config) is None, f"{path} was empty"
+        except DesError as error:
+            assert path.name in str(error)
+        finally:
+            path.write_bytes(whole)
+    assert _stages.settled(run.config) is not None
+
+
+def test_damaged_predictions_are_made_again(folder: Path, first: Ended) -> None:
+    run = registered_run(folder)
+    path = Path(run.path("predictions.parquet"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    assert not _stages.evaluate(run).unchanged
+    assert path.read_bytes() == whole
+    assert _stages.gate(run).unchanged and _stages.register(run).unchanged
+    assert _stages.settled(run.config) is not None
+
+
+def test_other_bounds_judge_the_same_model_again(folder: Path, first: Ended) -> None:
+    """Nothing is trained or scored anew; the version is the same, with the new verdict."""
+    before = registered_run(folder)
+    strict = registered_run(folder, "gate.min_auc=0.999")
+    assert strict.key == before.key and _stages.settled(strict.config) is None
+    trained = Path(before.path("training.json")).stat().st_mtime_ns
+    for overrides, verdict, aliases in (
+        (("gate.min_auc=0.999",), "reject", ["candidate", "champion"]),
+        ((), "accept", ["candidate", "champion"]),
+    ):
+        run = registered_run(folder, *overrides)
+        assert _stages.train(run).unchanged and _stages.evaluate(run).unchanged
+        judged = _stages.gate(run)
+        assert (judged.unchanged, judged.numbers["verdict"]) == (False, verdict)
+        done = _stages.register(run)
+        assert (done.numbers["version"], done.numbers["aliases"]) == (1, aliases)
+        assert done.numbers["accepted"] == (verdict == "accept")
+        assert _stages.settled(run.config) is not None
+        assert _stages.gate(run).unchanged and _stages.register(run).unchanged
+        with registry._client(run.config.registry.tracking_uri) as client:
+            tags = client.get_model_version("small", "1").tags
+            page = client.download_artifacts(client.get_model_version("small", "1").run_id, "gate.json")
+        assert tags["des.verdict"] == verdict and tags["des.complete"] == "true"
+        assert json.loads(Path(page).read_text())["verdict"] == verdict
+    assert Path(before.path("training.json")).stat().st_mtime_ns == trained
+
+
+def test_a_verdict_that_certifies_itself_is_not_believed(folder: Path, first: Ended) -> None:
+    run = registered_run(folder)
+    path = Path(run.path("gate.json"))
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"accepted": true', b'"accepted": false'))
+    assert path.read_bytes() != whole
+    with pytest.raises(StorageError, match=r"gate.json is not the verdict that the run's files give"):
+        _stages.register(run)
+    _stages.gate(run)
+    assert path.read_bytes() == whole
+
+
 def test_a_plan_of_what_was_ingested_is_printed(folder: Path, first: Ended, capfd: pytest.CaptureFixture[str]) -> None:
     ended = des_here(folder, capfd, "plan", "-c", "small.toml", "--workers", "3")
     assert ended.code == 0, ended.error
@@ -276,7 +375,8 @@ def run_with_predictions(folder: Path, toml: str) -> Run:
     table = pa.table({"sample": samples, "label": labels, "probability": np.full(len(labels), 0.5)})
     with storage.writer(run.path("predictions.parquet")) as file:
         pq.write_table(table, file)
-    storage.write_json(run.path("report.json"), {})
+    digest = storage.digest_file(run.path("predictions.parquet"))
+    storage.write_json(run.path("report.json"), {"predictions_sha256": digest})
     return run
 
 

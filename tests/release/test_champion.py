@@ -65,7 +65,7 @@ def root(tmp_path: Path) -> Path:
 def run_of(config: Config, as_of: str, champion: str = "", trained: dict[str, int] | None = None, **more: Any) -> Run:
     """A day's run over the days whose ``trained`` times are given, and the day itself."""
     parts = features.ingest_days(config, features.day_files(config))
-    root = storage.join(config.storage.root, "features")
+    root = config.features_root
     cut = windows.cut_of(root, as_of, parts[as_of].part, 0.1)
     trained = trained or {}
     window = {day: part for day, part in parts.items() if day == as_of or day in trained}
@@ -128,8 +128,8 @@ def evaluated(run: Run) -> Run:
     """The run with predictions of its test rows."""
     table = champion._samples(run.dataset, ("test",)).drop_columns(["time", "day"])
     scores = np.random.default_rng(1).random(table.num_rows)
-    champion._write(run.path("predictions.parquet"), table.append_column("probability", [scores]))
-    storage.write_json(run.path("report.json"), {})
+    digest = champion._write(run.path("predictions.parquet"), table.append_column("probability", [scores]))
+    storage.write_json(run.path("report.json"), {"predictions_sha256": digest})
     return run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from des_core import metrics, storage
 from des_core.config import GateConfig, parse_config
 from des_core.contracts import FILE, ROW, Dataset, Reference
 from des_core.data.hashing import MISSING
+from des_core.data.parts import footer_of
 from des_core.errors import ConfigError, StorageError
 from des_core.release import slices
 from des_core.release.gate import Champion, NewRows, Verdict, decide, judge
-from tests.finished import finished_run, predictions_of, write_predictions
+from tests.finished import finished_run, predictions_of, write_champion, write_predictions
 
 NONE = Champion(status="none", report="")
 SCORED = Champion(status="scored", version="4", report="")
@@ -326,11 +328,15 @@ def test_the_values_of_a_field_come_from_the_feature_store(tmp_path: Path) -> No
     lists = [[3, 4], [3], [MISSING], [4, 3, 3]] * 10_000
     rows = {FILE: np.zeros(40_000, np.int32), ROW: np.arange(40_000) - 36_000, "user": np.arange(40_000) % 50}
     folder = run.dataset.uri.rpartition("/")[0]
-    with storage.writer(f"{folder}/{known.parts['all'].path}") as file:
+    path = f"{folder}/{known.parts['all'].path}"
+    with storage.writer(path) as file:
         pq.write_table(pa.table(rows | {"tags": lists}), file, row_group_size=65_536)
-    NONE.model_copy(update={"status": "scored", "version": "9"}).write(run.path("champion.json"))
+    part = known.parts["all"].model_copy(update={"footer": footer_of(path)})
+    dataset = known.model_copy(update={"parts": {"all": part}}).write(f"{folder}/with-rows.json")
+    run = dataclasses.replace(run, dataset=dataset)
     labels, scores = predictions_of(4_000, 1.4, 1)
     write_predictions(run, labels, scores, "champion.parquet")
+    write_champion(run, status="scored", version="9")
     values, texts = slices.of(run.dataset, "tags")
     assert (values.num_rows, texts) == (7_000, {3: "new"})
     found = Verdict.load(decide(run))
@@ -365,14 +371,14 @@ def test_equal_ratings_are_no_doubt() -> None:
 
 def test_a_verdict_is_kept_until_what_it_judged_changes(tmp_path: Path) -> None:
     run = finished_run(tmp_path)
-    NONE.write(run.path("champion.json"))
+    write_champion(run)
     first = decide(run)
     written = Path(run.path("gate.json")).stat().st_mtime_ns
     assert decide(run) == first
     assert Path(run.path("gate.json")).stat().st_mtime_ns == written
     labels, scores = predictions_of(4_000, 1.4, 1)
     write_predictions(run, labels, np.sqrt(scores), "champion.parquet")
-    Champion(status="scored", version="9", report="").write(run.path("champion.json"))
+    write_champion(run, status="scored", version="9")
     second = Verdict.load(decide(run))
     assert (second.champion, second.inputs) == ("9", str(run.reference("champion.json")))
     assert Reference.parse(second.inputs).read()["version"] == "9"
@@ -389,10 +395,7 @@ def test_slices_of_a_format_with_its_own_fields_are_checked_before_anything_is_c
 
 def test_predictions_that_are_not_the_reports_are_refused(tmp_path: Path) -> None:
     run = finished_run(tmp_path)
-    NONE.write(run.path("champion.json"))
-    report = storage.read_json(run.path("report.json"))
-    digest = storage.digest_file(run.path("predictions.parquet"))
-    storage.write_json(run.path("report.json"), report | {"predictions_sha256": digest})
+    write_champion(run)
     assert Verdict.load(decide(run)).verdict == "accept"
     storage.delete(run.path("gate.json"))
     path = Path(run.path("predictions.parquet"))

@@ -224,7 +224,7 @@ def place(request: pytest.FixtureRequest, folder: Path, first: object) -> tuple[
 @pytest.fixture
 def line(place: tuple[Path, tuple[str, ...]], request: pytest.FixtureRequest) -> Line:
     """A name that nothing is registered under yet."""
-    name = re.sub("[^a-z]+", "-", request.node.name).strip("-")
+    name = re.sub("[^a-z]+", "-", request.node.name).strip("-")[-63:].strip("-")
     return Line(place[0], (f"run.name={name}", *place[1]))
 
 
@@ -704,3 +704,27 @@ def test_our_code_is_named_by_commit_or_by_version(tmp_path: Path, monkeypatch: 
     assert lineage.code_version() == commit
     (package / "__init__.py").write_text("changed = True")
     assert lineage.code_version() == f"{commit}+changes"
+
+
+def test_a_version_whose_files_cannot_be_checked_is_refused(line: Line) -> None:
+    run = line.whole()
+    registered(run, ACCEPT)
+    name = run.config.run.name
+    with registry._client(line.uri) as client:
+        client.delete_model_version_tag(name, "1", "des.model_digest")
+    with pytest.raises(RegistryError, match=rf"models:/{name}/1 has no tag des.model_digest, by which its files are"):
+        registry.fetch(f"models:/{name}/1", line.uri, "unused")
+
+
+def test_a_run_that_is_judged_again_keeps_its_version(line: Line) -> None:
+    """An older candidate that is accepted by other bounds becomes champion only if nothing stands in between."""
+    first, second, third = line.day(1, ""), line.day(2, "1"), line.day(3, "1")
+    registered(first, ACCEPT)
+    assert registered(second, against("1", REJECT)) == ("2", ("candidate",), False)
+    assert registered(third, against("1", REJECT)) == ("3", ("candidate",), False)
+    assert registered(second, against("1"), refuse) == ("2", ("champion",), True)
+    assert registry.standing(third) == ("2", "3", ("candidate",)), "the latest stays candidate"
+    assert registered(third, against("1"), refuse) == ("3", ("candidate",), False), "another champion stands now"
+    found = registry.recorded(second)
+    assert found is not None and found.gate == against("1").written_sha256
+    assert registry.recorded(line.day(4, "2")) is None

@@ -12,9 +12,9 @@ import pytest
 from des_core import storage
 from des_core.release import report
 from des_core.release.figures import Axis
-from des_core.release.gate import Champion, Verdict, decide
+from des_core.release.gate import Verdict, decide
 from des_core.run import Day
-from tests.finished import finished_run
+from tests.finished import finished_run, write_champion
 from tests.release.examples import HOSTILE, days_run
 
 VOID = {"meta", "br", "line", "circle", "polyline", "polygon", "i"}
@@ -78,7 +78,7 @@ def test_values_of_the_logs_are_text_not_markup(tmp_path: Path) -> None:
 def test_before_the_gate_it_says_so_and_afterwards_the_verdict_comes_first(tmp_path: Path) -> None:
     run = finished_run(tmp_path)
     assert "Not judged yet" in Path(report.write(run)).read_text()
-    Champion(status="none", report="").write(run.path("champion.json"))
+    write_champion(run)
     decide(run)
     text = Path(report.write(run)).read_text()
     assert text.index("Accepted: this model is to be champion") < text.index("test AUC")

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from des_core import storage
 from des_core.data.batches import ids_of
 from des_core.data.forms import in_form
 from des_core.data.hashing import hash_values
@@ -68,7 +69,8 @@ class Shop:
                     model_of(str(inside), run, 2)
                 else:
                     (inside / "rows.npy").write_bytes(b"not what the digest says")
-                client.create_model_version("shop", str(folder / number))
+                digest = storage.digest_file(str(inside / "des.json"))
+                client.create_model_version("shop", str(folder / number), tags={"des.model_digest": digest})
                 self.folders[number] = inside
         self.crown("")
 
