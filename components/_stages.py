@@ -317,7 +317,7 @@ def _evaluated(run: Run) -> bool:
         return False
     try:
         report = storage.read_json(run.path("report.json"))
-        if report["training"] != str(run.reference("training.json")):
+        if report["training_sha256"] != run.reference("training.json").sha256:
             return False
         return bool(storage.digest_file(run.path("predictions.parquet")) == report["predictions_sha256"])
     except (StorageError, FileNotFoundError, KeyError, TypeError):

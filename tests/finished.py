@@ -188,7 +188,7 @@ def report_of(run: Run, labels: np.ndarray, scores: np.ndarray) -> dict[str, Any
             ],
         },
         "checkpoint": "",
-        "training": str(run.reference("training.json")),
+        "training_sha256": run.reference("training.json").sha256,
         "predictions_sha256": storage.digest_file(run.path("predictions.parquet")),
         "trained_samples": 96_000,
         "model": run.config.model.model_dump(mode="json") | {"dense_parameters": 1},

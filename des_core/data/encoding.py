@@ -165,7 +165,7 @@ class _Encoder:
     def _one_value(self, values: pa.Array, field: FieldSpec) -> None:
         if pa.types.is_nested(values.type):
             raise DataError(
-                f"column {field.column} holds {values.type}; declare it with kind = 'multi' if it is a list"
+                f"column {field.column} holds {kind_of(values.type)}; declare it with kind = 'multi' if it is a list"
             )
         texts = self._in_form(values, field)
         keys_R = self._without_missing(hash_values(texts))
@@ -227,7 +227,7 @@ class _Encoder:
     def _numbers(self, values: pa.Array, column: str) -> pa.Array:
         """float32, null where missing."""
         if pa.types.is_nested(values.type):
-            raise DataError(f"column {column} holds {values.type}, not numbers")
+            raise DataError(f"column {column} holds {kind_of(values.type)}, not numbers")
         numbers_R, bad_R = to_numbers(values, self._missing)
         self._fault(bad_R, column, values, "not a number")
         return pa.array(numbers_R.astype(np.float32), mask=np.isnan(numbers_R))
@@ -247,11 +247,18 @@ def _unsaid(values: pa.Array, index: int) -> str:
     return "the value"
 
 
+def kind_of(kind: pa.DataType) -> str:
+    """A type in a word; Arrow's own names of nested ones quote the keys of the values."""
+    if pa.types.is_struct(kind) or pa.types.is_map(kind):
+        return "objects"
+    return "lists" if pa.types.is_nested(kind) else str(kind)
+
+
 def _lists(values: pa.Array, separator: str) -> tuple[I64, pa.Array]:
     """Offsets [R + 1] from 0 and the listed values, of lists or of texts with a separator."""
     kind = values.type
     if pa.types.is_struct(kind) or pa.types.is_map(kind) or (hasattr(kind, "value_type") and _is_nested_list(kind)):
-        raise DataError(f"values of type {kind} are no list of plain values; flatten them before")
+        raise DataError(f"{kind_of(kind)} are no list of plain values; flatten them before")
     if pa.types.is_fixed_size_list(kind):
         values = values.cast(pa.list_(kind.value_type))
     if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):

@@ -120,7 +120,7 @@ def _write(run: Run, worker: Worker, training: dict[str, Any], results: dict[str
         "epochs": training["valid"],
         "trained_samples": training["samples"],
         "predictions_sha256": storage.digest_file(run.path("predictions.parquet")),
-        "training": str(run.reference("training.json")),
+        "training_sha256": run.reference("training.json").sha256,
         "model": run.config.model.model_dump(mode="json")
         | {"dense_parameters": sum(p.numel() for p in worker.model.parameters())},
         "run": {"name": run.config.run.name, "key": run.key, "config_digest": run.config.digest},

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numba import njit, uint32, uint64
 
+from des_core.data.hashing import splitmix64
 from des_core.engine.memory import Memory, prefetch
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -28,6 +29,7 @@ AHEAD = 16
 _HALF = np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
 _ONE = np.uint64(1)
+_NONE = np.uint64(0)
 
 
 def capacity_for(slots: int) -> int:
@@ -245,9 +247,19 @@ def meet(counts_S: Array, last_S: Array, slots_U: Array, counts_U: Array, step: 
     return before_U
 
 
+@njit(nogil=True, cache=True, inline="always")
+def _scattered(id_: Any, secret: Any) -> Any:
+    return splitmix64(uint64(id_) ^ secret) if secret else uint64(id_)
+
+
 @njit(nogil=True, cache=True)
-def dedupe(ids_L: Array) -> tuple[Array, Array, Array, Array]:
-    """Unique ids [U] in order of first appearance, inverse [L], first lookup [U] and count uint32 [U] of each."""
+def dedupe(ids_L: Array, secret: Any = _NONE) -> tuple[Array, Array, Array, Array]:
+    """Unique ids [U] in order of first appearance, inverse [L], first lookup [U] and count uint32 [U] of each.
+
+    Args:
+        secret: scatters ids (uint64), so that nobody can choose ids which all want one seat; 0: they lie by their own
+            bits, which are random where they are keys of values that nobody chose.
+    """
     size = 1024
     while size < 2 * len(ids_L):
         size *= 2
@@ -258,8 +270,8 @@ def dedupe(ids_L: Array) -> tuple[Array, Array, Array, Array]:
     inverse, counts = np.empty(len(ids_L), np.int64), np.zeros(len(ids_L), np.uint32)
     used = 0
     for i in range(len(ids_L)):
-        prefetch(seats, uint64(ids_L[min(i + AHEAD, len(ids_L) - 1)]) & mask)
-        at = uint64(ids_L[i]) & mask
+        prefetch(seats, _scattered(ids_L[min(i + AHEAD, len(ids_L) - 1)], secret) & mask)
+        at = _scattered(ids_L[i], secret) & mask
         seat = seats[at]
         while seat != 0 and unique[uint64(seat - 1)] != ids_L[i]:
             at = (at + _ONE) & mask

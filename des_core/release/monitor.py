@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from des_core.release.limits import Load
 from des_core.release.serving import Scored, Scorer
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -79,6 +80,8 @@ class Server:
         self.failed = ""
         """The version that could not be loaded, if it is still the one to serve."""
         self.registry_up = True
+        self.load: Load | None = None
+        """What it has in hand, once it listens."""
 
     def count(self, code: int, seconds: float) -> None:
         """Count a request."""
@@ -105,6 +108,15 @@ def page(server: Server, model: str, version: str, scores: Scores | None) -> str
         *_family("des_request_seconds", "histogram", "time of an invocation"),
         *server.seconds.lines("des_request_seconds"),
     ]
+    if server.load is not None:
+        lines += [
+            *_family("des_requests_in_flight", "gauge", "invocations that wait or are scored"),
+            line("des_requests_in_flight", server.load.requests),
+            *_family("des_body_bytes", "gauge", "bodies in memory, bytes"),
+            line("des_body_bytes", server.load.bytes),
+            *_family("des_connections_refused_total", "counter", "connections beyond the limit"),
+            line("des_connections_refused_total", server.load.refused_connections),
+        ]
     if scores is not None:
         fields = list(zip(scores.fields, scores.values_O.tolist(), scores.unknown_O.tolist(), strict=True))
         lines += [

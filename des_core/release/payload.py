@@ -22,6 +22,13 @@ from des_core.errors import DataError
 
 Columns = dict[str, Sequence[Any]]
 
+MAX_VALUES = 1_000_000
+"""Commas and ends of lines in a body: at least as many as it has values, nearly."""
+
+
+class TooManyError(DataError):
+    """More records than are read at once."""
+
 
 def read(body: bytes, kind: str, wanted: Collection[str]) -> pa.Table:
     """The wanted columns, as far as the body has them.
@@ -34,6 +41,9 @@ def read(body: bytes, kind: str, wanted: Collection[str]) -> pa.Table:
     """
     if not body.strip():
         raise DataError("the body is empty")
+    # Each value takes many times its bytes while it is read: their number is bounded before any is.
+    if body.count(b",") + body.count(b"\n") > MAX_VALUES:
+        raise TooManyError(f"the body holds more than {MAX_VALUES:,} values; send fewer records at once")
     return READERS[kind](body, wanted)
 
 
@@ -45,7 +55,11 @@ def _csv(body: bytes, wanted: Collection[str]) -> pa.Table:
     except pa.ArrowException:
         # Arrow's own words quote the line.
         raise DataError("the body is not CSV in UTF-8: a header line, and as many values in every line") from None
-    return table.select([name for name in table.column_names if name in wanted])
+    places = {name: place for place, name in enumerate(table.column_names) if name in wanted}
+    for name in places:
+        if table.column_names.count(name) > 1:
+            raise DataError(f"two columns are named {name!r}")
+    return table.select(list(places.values()))
 
 
 def _json(body: bytes, wanted: Collection[str]) -> pa.Table:
@@ -69,6 +83,8 @@ def _split(data: Any, wanted: Collection[str]) -> Columns:
     names, rows = (data.get("columns"), data.get("data")) if isinstance(data, dict) else (None, None)
     if not isinstance(names, list) or not isinstance(rows, list):
         raise DataError("write it as an object with the lists columns and data")
+    if not all(isinstance(name, str) for name in names):
+        raise DataError("columns: every name must be text")
     for row, values in enumerate(rows):
         if not isinstance(values, list) or len(values) != len(names):
             raise DataError(f"record {row + 1} is no list of {len(names)} values, one for each column")
@@ -77,7 +93,7 @@ def _split(data: Any, wanted: Collection[str]) -> Columns:
     for name, values in zip(names, columns, strict=True):
         if name in found:
             raise DataError(f"two columns are named {name!r}")
-        if isinstance(name, str) and name in wanted:
+        if name in wanted:
             found[name] = values
     return found
 

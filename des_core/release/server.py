@@ -32,11 +32,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from des_core import log
-from des_core.errors import DataError, DesError, RegistryError, UnavailableError, UserError
+from des_core.errors import DataError, DesError, RegistryError, UnavailableError, UserError, of_system
 from des_core.release import monitor, payload, registry
+from des_core.release.limits import RETRY_S, Limits, Load, Refused, connection_type, limits_of
 from des_core.release.serving import Scored, Scorer, scoring_app
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.requests import Request
     from starlette.responses import Response
 
@@ -47,7 +49,7 @@ DRAIN_S = 30
 JOIN_S = 5.0
 """Time for a look at the registry that is under way when the process ends."""
 
-RETRY_S = 600.0
+LONGEST_RETRY_S = 600.0
 """Longest wait before a version that failed is tried again."""
 
 KEEP_ALIVE_S = 75
@@ -55,6 +57,7 @@ KEEP_ALIVE_S = 75
 
 CODES = {
     400: "INVALID_PARAMETER_VALUE",
+    408: "DEADLINE_EXCEEDED",
     413: "REQUEST_LIMIT_EXCEEDED",
     415: "INVALID_PARAMETER_VALUE",
     500: "INTERNAL_ERROR",
@@ -76,7 +79,7 @@ class Loaded:
     def __init__(self, version: str, folder: str, scratch: str) -> None:
         weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
         self.version = version
-        self.scorer = Scorer(folder)
+        self.scorer = Scorer(folder, private=True)
         self.scores = monitor.Scores(self.scorer)
         texts = {field.column for field in self.scorer.description.fields if field.form == "text"}
         for value in ("1", 1, 1.5, None):
@@ -158,10 +161,10 @@ class Replica:
         scratch = tempfile.mkdtemp(prefix="des-serve-")
         try:
             found = registry.fetch(f"models:/{self.name}/{version}", self.tracking_uri, scratch)
-            loaded = Loaded(version, found.folder, scratch)
+            loaded = Loaded(version, _own(found.folder, scratch), scratch)
         except Exception as error:
             shutil.rmtree(scratch, ignore_errors=True)
-            self._failed(version, error)
+            self._failed(version, error, scratch)
             return
         before = "" if self.current is None else self.current.version
         self.current = loaded
@@ -171,13 +174,15 @@ class Replica:
         seconds = time.monotonic() - started
         self.say("serving", model=self.model_uri, version=version, before=before, seconds=seconds)
 
-    def _failed(self, version: str, error: Exception) -> None:
+    def _failed(self, version: str, error: Exception, scratch: str) -> None:
         self._tries = self._tries + 1 if version == self.monitor.failed else 1
-        self._retry = time.monotonic() + min(RETRY_S, self._poll_s * 2**self._tries)
+        self._retry = time.monotonic() + min(LONGEST_RETRY_S, self._poll_s * 2**self._tries)
         self.monitor.failures += 1
         self.monitor.failed = version
-        what = str(error) if isinstance(error, DesError) else f"unexpected {type(error).__name__}: {error}"
-        self._trouble("version_failed", f"version {version} cannot be served: {what}")
+        known = of_system(error) if isinstance(error, OSError) else error
+        what = str(known) if isinstance(known, DesError) else f"unexpected {type(error).__name__}: {error}"
+        # The folder's name is another at each try.
+        self._trouble("version_failed", f"version {version} cannot be served: {what.replace(f'{scratch}/', '')}")
 
     def _trouble(self, event: str, reason: str) -> None:
         """Say once what is wrong, and what is served meanwhile."""
@@ -192,12 +197,19 @@ class Replica:
             self.say(f"{event}_over")
 
 
-def app_of(replica: Replica, threads: int, max_body: int) -> Any:
+def _own(folder: str, scratch: str) -> str:
+    """A copy of a model that is read in place: who truncates a mapped file there would end this process."""
+    if Path(folder).resolve().is_relative_to(Path(scratch).resolve()):
+        return folder
+    return str(shutil.copytree(folder, Path(scratch) / "model"))
+
+
+def app_of(replica: Replica, threads: int, load: Load) -> Any:
     """The ASGI app of a replica: ours before MLflow's.
 
     Args:
         threads: requests scored at once.
-        max_body: largest body, bytes.
+        load: what the replica has in hand, and its limits.
     """
     from starlette.applications import Starlette
     from starlette.requests import ClientDisconnect
@@ -205,13 +217,19 @@ def app_of(replica: Replica, threads: int, max_body: int) -> Any:
     from starlette.routing import Mount, Route
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="score")
+    replica.monitor.load = load
 
     async def invocations(request: Request) -> Response:
         started = time.perf_counter()
         try:
-            response = await _invocation(request, replica, pool, max_body)
+            response = await _invocation(request, replica, pool, load)
         except ClientDisconnect:
             response = Response(status_code=499)
+        except Refused as refused:
+            response = _refusal(refused.status, str(refused))
+            if refused.status == 408:
+                # Of others, what is left of the body is read and dropped, or they would not see the answer.
+                response.headers["connection"] = "close"
         replica.monitor.count(response.status_code, time.perf_counter() - started)
         return response
 
@@ -236,7 +254,7 @@ def app_of(replica: Replica, threads: int, max_body: int) -> Any:
     return Starlette(routes=[*ours, Mount("/", scoring_app())])
 
 
-async def _invocation(request: Request, replica: Replica, pool: ThreadPoolExecutor, max_body: int) -> Response:
+async def _invocation(request: Request, replica: Replica, pool: ThreadPoolExecutor, load: Load) -> Response:
     """The answer of a version, or why there is none."""
     import asyncio
 
@@ -246,30 +264,25 @@ async def _invocation(request: Request, replica: Replica, pool: ThreadPoolExecut
     kind, _, parameters = request.headers.get("content-type", "").lower().partition(";")
     if kind.strip() not in payload.READERS or parameters.strip() not in ("", "charset=utf-8"):
         return _refusal(415, f"content-type must be {' or '.join(payload.READERS)}, in UTF-8")
-    body = await _body(request, max_body)
-    if body is None:
-        return _refusal(413, f"the body is larger than {max_body >> 20} MiB; send fewer records at once")
-    return await asyncio.get_running_loop().run_in_executor(pool, _answer, replica, loaded, body, kind.strip())
-
-
-async def _body(request: Request, max_body: int) -> bytes | None:
-    """The body, or None for a larger one, which is not read to its end."""
-    announced = request.headers.get("content-length", "0")
-    if announced.isdigit() and int(announced) > max_body:
-        return None
-    pieces, size = [], 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > max_body:
-            return None
-        pieces.append(piece)
-    return b"".join(pieces)
+    if load.requests >= load.limits.requests:
+        raise Refused(503, f"{load.requests} requests are in hand, as many as this replica takes; try again")
+    load.requests += 1
+    try:
+        body = await load.body_of(request)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(pool, _answer, replica, loaded, body, kind.strip())
+        finally:
+            load.free(body)
+    finally:
+        load.requests -= 1
 
 
 def _answer(replica: Replica, loaded: Loaded, body: bytes, kind: str) -> Response:
     """Scores, or what is wrong with the body; runs in a thread."""
     try:
         scored = loaded.score(body, kind)
+    except payload.TooManyError as error:
+        return _refusal(413, str(error), loaded.version)
     except DataError as error:
         return _refusal(400, str(error), loaded.version)
     except Exception as error:
@@ -287,7 +300,7 @@ def _answer(replica: Replica, loaded: Loaded, body: bytes, kind: str) -> Respons
 
 def _refusal(status: int, message: str, version: str = "") -> Response:
     """An error as MLflow's clients read it."""
-    headers = ({VERSION_HEADER: version} if version else {}) | ({"retry-after": "5"} if status == 503 else {})
+    headers = ({VERSION_HEADER: version} if version else {}) | ({"retry-after": str(RETRY_S)} if status == 503 else {})
     return _json(status, {"error_code": CODES[status], "message": " ".join(message.split())}, headers)
 
 
@@ -295,6 +308,24 @@ def _json(status: int, content: dict[str, Any], headers: dict[str, str] | None =
     from starlette.responses import Response
 
     return Response(json.dumps(content), status, headers, "application/json")
+
+
+def config_of(replica: Replica, threads: int, limits: Limits) -> uvicorn.Config:
+    """How uvicorn serves a replica."""
+    import uvicorn
+
+    load = Load(limits)
+    return uvicorn.Config(
+        app_of(replica, threads, load),
+        http=connection_type(load),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
 
 
 def serve(replica: Replica, host: str, port: int, threads: int, max_body: int) -> None:
@@ -316,16 +347,7 @@ def serve(replica: Replica, host: str, port: int, threads: int, max_body: int) -
     # Accepted connections have it from here; asyncio does not set it on sockets that others made, and then the second
     # piece of every answer waits 40 ms for the first one's acknowledgement.
     address.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    config = uvicorn.Config(
-        app_of(replica, threads, max_body),
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=DRAIN_S,
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(config_of(replica, threads, limits_of(threads, max_body)))
     # uvicorn drains on SIGTERM and then raises it again for whoever had it before: nobody, so that we leave with 0.
     signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
     stop = threading.Event()

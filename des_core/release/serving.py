@@ -10,12 +10,11 @@ Dims: B records, U unique ids, O fields with rows, K numbers per row, C index en
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
-import tempfile
 import warnings
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,12 +31,13 @@ from des_core.engine.models import Model, build
 from des_core.engine.operators import totals_alone
 from des_core.engine.optimizer import Decay
 from des_core.engine.worker import make_shard, seen_only
-from des_core.errors import DataError, StorageError, UserError
+from des_core.errors import DamagedError, DataError, StorageError, UserError
+from des_core.release import cache
 from des_core.run import Run
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-DENSE = "dense.safetensors"
+DENSE, DESCRIPTION = "dense.safetensors", "des.json"
 WEIGHTS = ("index.npy", "rows.npy")
 BATCH = 8192
 FORMAT = 3
@@ -50,7 +50,7 @@ class Description(Record):
     format: int = FORMAT
     code_version: str
     run_key: str
-    task: str
+    task: Literal["click", "rating"]
     config: Config
     fields: tuple[FieldSpec, ...]
     capacity: int
@@ -83,7 +83,7 @@ def write(
     folder: str,
     run_key: str,
     config: Config,
-    task: str,
+    task: Literal["click", "rating"],
     fields: tuple[FieldSpec, ...],
     ids: Array,
     rows: Array,
@@ -144,58 +144,96 @@ class Scorer:
 
     Args:
         folder: a local folder that ``export`` wrote, or a copy of one.
+        private: weights that lie in storage are copied even from this machine, so that nobody who writes there takes
+            mapped memory away from a process that lives long.
 
     Raises:
         StorageError: a file is missing or changed.
     """
 
-    def __init__(self, folder: str) -> None:
-        uri = os.path.join(folder, "des.json")
+    def __init__(self, folder: str, private: bool = False) -> None:
+        uri = os.path.join(folder, DESCRIPTION)
         described = storage.read_json(uri)
-        if described.get("format") != FORMAT:
+        if not isinstance(described, dict) or described.get("format") != FORMAT:
+            found = described.get("format") if isinstance(described, dict) else None
             raise UserError(
-                f"{uri}: the model has format {described.get('format')}, this version of DES reads {FORMAT}; "
-                "train and register it again"
+                f"{uri}: the model has format {found}, this version of DES reads {FORMAT}; train and register it again"
             )
-        self.description = Description.model_validate(described)
-        description = self.description
-        packed = _mapped(self._weights(folder, "index.npy"))
-        self._entries = packed[: description.capacity].view(np.uint64)
-        self._ids = packed[description.capacity :]
-        self._rows_SK = _mapped(self._weights(folder, "rows.npy"))
-        config = description.config
+        self.description = description = Description.read(uri)
+        self._folder, self._private = folder, private
+        self._fields = read_as(description.fields, "rows")
+        self._inputs = read_as(description.fields, "dense")
         self.columns = {
             column: field.name for field in description.fields for column in (field.column, field.weight) if column
         }
         """Columns that records must have, and a field that each is for."""
-        self.names = [field.name for field in read_as(description.fields, "rows")]
+        self.names = [field.name for field in self._fields]
         """Fields whose values own rows, O."""
-        self._fields = read_as(description.fields, "rows")
-        self._inputs = read_as(description.fields, "dense")
-        self._model = build(config.model, len(self._fields), len(self._inputs), config.run.seed)
+        self._model = self._network()
+        self._entries, self._ids = self._index()
+        self._rows_SK = self._array("rows.npy", (description.rows, self._model.row_width), "f")
         if self._rows_SK.dtype == np.float64:
             self._model.double()
-        dense = storage.read_bytes(os.path.join(folder, DENSE), description.sha256[DENSE])
-        checkpoint.load_dense_bytes(dense, self._model)
-        self._model.eval()
         self._ownership = everything(self._fields)
         self._fields_O = torch.arange(len(self._fields))
+        # Whoever sends records must not be able to choose ids that meet in one place.
+        self._secret = np.uint64(int.from_bytes(os.urandom(8), "little") | 1)
 
-    def _weights(self, folder: str, name: str) -> str:
-        """Local path of a weights file; one that stayed in storage is fetched once and verified."""
-        local = os.path.join(folder, name)
-        wanted = self.description.sha256[name]
-        if name in self.description.uri and not os.path.exists(local):
-            uri = self.description.uri[name]
-            local = uri if "://" not in uri else _fetched(uri, wanted)
-            if local != uri and storage.digest_file(local) != wanted:
-                # A copy that was damaged since: once more from where it came.
-                os.remove(local)
-                local = _fetched(uri, wanted)
+    def _network(self) -> Model:
+        """The dense part; its sizes are compared with the file before memory is taken for them."""
+        path, description = os.path.join(self._folder, DENSE), self.description
+        data = storage.read_bytes(path, description.sha256.get(DENSE, ""))
+        head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        there = {key.removeprefix("model."): tuple(head[key]["shape"]) for key in head if key.startswith("model.")}
+        wanted = (description.config.model, len(self._fields), len(self._inputs), description.config.run.seed)
+        with torch.device("meta"):
+            sizes = {name: tuple(tensor.shape) for name, tensor in build(*wanted).state_dict().items()}
+        if sizes != there:
+            odd = next(name for name in sorted({*sizes, *there}) if sizes.get(name) != there.get(name))
+            raise DamagedError(
+                f"{path} does not fit des.json: {odd} has shape {there.get(odd)} and should have {sizes.get(odd)}; "
+                "export the model again"
+            )
+        model = build(*wanted)
+        checkpoint.load_dense_bytes(data, model)
+        return model.eval()
+
+    def _index(self) -> tuple[Array, Array]:
+        """Index entries [C] and ids [S]; no entry points elsewhere, and some are free, or a search would not end."""
+        rows, capacity = self.description.rows, self.description.capacity
+        packed = self._array("index.npy", (capacity + rows,), "i")
+        entries, ids = packed[:capacity].view(np.uint64), packed[capacity:]
+        fits = rows >= 0 and capacity == index.capacity_for(rows)
+        if not fits or np.count_nonzero(entries) != rows or int((entries & np.uint64(0xFFFFFFFF)).max()) > rows:
+            raise DamagedError(f"{self._folder}: index.npy is no index of {rows:,} rows; export the model again")
+        return entries, ids
+
+    def _array(self, name: str, shape: tuple[int, ...], kind: str) -> Array:
+        """The numbers of a weights file, read from disk as they are needed."""
+        path = self._weights(name)
+        try:
+            # A plain array, for views of a memmap cost more.
+            array: Array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        except ValueError as error:
+            raise DamagedError(f"{path} is no array of numbers ({error}); export the model again") from None
+        if array.shape != shape or array.dtype.kind != kind or array.dtype.itemsize < 4:
+            raise DamagedError(
+                f"{path} holds {array.dtype} {array.shape} and should hold {shape} by des.json; export the model again"
+            )
+        return array
+
+    def _weights(self, name: str) -> str:
+        """Local path of a weights file, verified; one that stayed in storage is fetched once."""
+        local, wanted = os.path.join(self._folder, name), self.description.sha256.get(name, "")
+        address = self.description.uri.get(name, "")
+        if address and not os.path.exists(local):
+            if "://" in address or self._private:
+                return cache.fetch(address, wanted)
+            local = address
         if not os.path.exists(local):
-            raise StorageError(f"{local} is missing; the model {folder} is not whole")
+            raise StorageError(f"{local} is missing; the model {self._folder} is not whole")
         if storage.digest_file(local) != wanted:
-            raise StorageError(f"{local} has other bytes than des.json says; export the model again")
+            raise DamagedError(f"{local} has other bytes than des.json says; export the model again")
         return local
 
     def score(self, records: pa.Table) -> Array:
@@ -239,7 +277,7 @@ class Scorer:
     @torch.inference_mode()
     def _forward(self, features: pa.Table) -> Scored:
         lookups = self._ownership.lookups(features)
-        ids_U, inverse_L, _, _ = index.dedupe(lookups.ids)
+        ids_U, inverse_L, _, _ = index.dedupe(lookups.ids, self._secret)
         slots_U = index.find(self._entries, self._ids, ids_U)
         values_O = np.bincount(lookups.piece, minlength=len(self.names))
         unknown_O = np.bincount(lookups.piece[(slots_U < 0)[inverse_L]], minlength=len(self.names))
@@ -279,21 +317,6 @@ class Scorer:
 def not_finite(scores_B: Array) -> Array:
     """Positions of the scores that are no numbers to go on with."""
     return np.flatnonzero(~np.isfinite(scores_B))
-
-
-def _mapped(path: str) -> Array:
-    """A file's numbers, read from disk as they are needed; a plain array, for views of a memmap cost more."""
-    return np.asarray(np.load(path, mmap_mode="r"))
-
-
-def _fetched(uri: str, sha256: str) -> str:
-    """A copy of a weights file in the user's cache, verified by the caller."""
-    cache = os.path.join(os.environ.get("DES_CACHE", os.path.join(tempfile.gettempdir(), "des-cache")), sha256)
-    if not os.path.exists(cache):
-        filesystem, path = storage.resolve(uri)
-        with filesystem.open_input_stream(path) as stream, storage.writer(cache) as file:
-            shutil.copyfileobj(stream, file, 1 << 22)
-    return cache
 
 
 def scoring_app() -> Any:

@@ -1,0 +1,384 @@
+"""What one client can take from a replica: bounded bodies, headers in time, requests and connections in number."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+
+from des_core.data.hashing import splitmix64
+from des_core.engine import index
+from des_core.errors import DamagedError, DataError, StorageError
+from des_core.release import cache, payload, registry, server, serving
+from des_core.release.limits import Limits, limits_of
+from tests.finished import finished_run
+from tests.release.test_registry import ACCEPT
+from tests.release.test_server import RECORDS, Client, model_of, record
+
+ROOT = Path(__file__).parent.parent.parent
+LIMITS = Limits(body=1 << 16, bodies=1 << 17, requests=3, connections=8, header_s=0.5, body_s=0.7)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("limits")
+    return model_of(str(folder / "model"), finished_run(folder), 1)
+
+
+@contextlib.contextmanager
+def listening(model: str, scratch: Path, limits: Limits = LIMITS) -> Iterator[tuple[int, server.Replica]]:
+    """A replica with a model, served from a thread."""
+    replica = server.Replica("models:/shop@champion", "sqlite:////none/mlflow.db")
+    replica.current = server.Loaded("1", model, str(scratch / "scratch"))
+    address = socket.create_server(("127.0.0.1", 0))
+    running = uvicorn.Server(server.config_of(replica, 1, limits))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [address]}, daemon=True)
+    thread.start()
+    try:
+        yield address.getsockname()[1], replica
+    finally:
+        running.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def replica(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, server.Replica]]:
+    with listening(model, tmp_path_factory.mktemp("scratch")) as found:
+        yield found
+
+
+def connect(port: int, *lines: str, body: bytes = b"", end: bool = True) -> socket.socket:
+    """A connection on which the head of a request was sent, whole or not."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    head = "\r\n".join(["POST /invocations HTTP/1.1", "host: a", "content-type: application/json", *lines])
+    connection.sendall(head.encode() + b"\r\n\r\n" * end + body)
+    return connection
+
+
+def answered(connection: socket.socket) -> bytes:
+    """All that comes until the other side closes."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(1 << 16):
+            data += piece
+    connection.close()
+    return data
+
+
+def still_serves(port: int) -> None:
+    with Client(port) as client:
+        status, answer, _ = client.post(record())
+        assert (status, len(answer["predictions"])) == (200, 1)
+
+
+def test_headers_that_do_not_come_in_time_close_the_connection(replica: tuple[int, server.Replica]) -> None:
+    port, _ = replica
+    started = time.monotonic()
+    silent = socket.create_connection(("127.0.0.1", port), timeout=10)
+    slow = connect(port, end=False)
+    for _ in range(4):
+        time.sleep(0.1)
+        slow.sendall(b"x")
+    assert answered(slow).startswith(b"HTTP/1.1 408")
+    assert answered(silent).startswith(b"HTTP/1.1 408")
+    assert time.monotonic() - started < 5
+    body = record()
+    kept = connect(port, f"content-length: {len(body)}", body=body)
+    assert kept.recv(1 << 16).startswith(b"HTTP/1.1 200")
+    kept.sendall(b"POST /inv")
+    assert b"HTTP/1.1 408" in answered(kept), "a second request on the same connection too"
+    still_serves(port)
+
+
+def test_a_connection_that_waits_between_requests_stays(replica: tuple[int, server.Replica]) -> None:
+    port, _ = replica
+    with Client(port) as client:
+        assert client.post(record())[0] == 200
+        time.sleep(2 * LIMITS.header_s)
+        assert client.post(record())[0] == 200
+
+
+def test_a_body_that_does_not_come_in_time_is_let_go(replica: tuple[int, server.Replica]) -> None:
+    port, served = replica
+    connections = [connect(port, "content-length: 40000", body=b"x" * 30_000) for _ in range(2)]
+    deadline = time.monotonic() + 5
+    while served.monitor.load is None or served.monitor.load.bytes < 60_000:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for connection in connections:
+        assert b"HTTP/1.1 408" in answered(connection)
+    assert (served.monitor.load.bytes, served.monitor.load.requests) == (0, 0)
+    still_serves(port)
+
+
+def test_all_bodies_together_are_bounded(replica: tuple[int, server.Replica]) -> None:
+    port, served = replica
+    held = [connect(port, "content-length: 65536", body=b"x" * 65_000) for _ in range(2)]
+    time.sleep(0.1)
+    more = connect(port, "content-length: 60000", body=b"x" * 5_000)
+    text = b""
+    while b"too large together" not in text:
+        text += more.recv(1 << 16)
+    more.close()
+    assert text.startswith(b"HTTP/1.1 503") and b"retry-after: 1" in text
+    for connection in held:
+        connection.close()
+    time.sleep(0.2)
+    assert served.monitor.load is not None and served.monitor.load.bytes == 0, "clients that went hold nothing"
+    still_serves(port)
+
+
+def test_requests_beyond_the_limit_are_told_to_come_again(replica: tuple[int, server.Replica]) -> None:
+    port, _ = replica
+    held = [connect(port, "content-length: 10", body=b"x") for _ in range(LIMITS.requests)]
+    time.sleep(0.1)
+    with Client(port) as client:
+        status, answer, _ = client.post(record())
+        assert (status, answer["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE")
+        assert "3 requests are in hand" in answer["message"]
+    for connection in held:
+        connection.close()
+    time.sleep(0.2)
+    still_serves(port)
+
+
+def test_connections_beyond_the_limit_are_refused_without_a_line_each(
+    replica: tuple[int, server.Replica], capfd: pytest.CaptureFixture[str]
+) -> None:
+    port, served = replica
+    connections = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(LIMITS.connections + 20)]
+    refused = [answered(connection) for connection in connections[LIMITS.connections :]]
+    assert all(text.startswith(b"HTTP/1.1 503") for text in refused)
+    assert served.monitor.load is not None and served.monitor.load.refused_connections >= 20
+    for connection in connections[: LIMITS.connections]:
+        connection.sendall(b"\x00 this is no HTTP\r\n\r\n")
+        connection.close()
+    time.sleep(0.3)
+    still_serves(port)
+    assert capfd.readouterr().err == ""
+    with Client(port) as client:
+        text = client.get("/metrics")[1]
+    assert "des_requests_in_flight 0\n" in text and "des_body_bytes 0\n" in text
+
+
+def test_more_values_than_are_read_at_once_are_refused_before_any_is(replica: tuple[int, server.Replica]) -> None:
+    for body, kind in (
+        (b'{"inputs": {"user": [' + b"1," * (payload.MAX_VALUES + 1) + b"1]}}", "application/json"),
+        (b"user\n" + b"1\n" * (payload.MAX_VALUES + 1), "text/csv"),
+    ):
+        with pytest.raises(payload.TooManyError, match="more than 1,000,000 values; send fewer records at once"):
+            payload.read(body, kind, ["user"])
+    assert server.CODES[413] == "REQUEST_LIMIT_EXCEEDED"
+
+
+MEMORY = """
+import resource, sys
+from des_core.release import server
+loaded = server.Loaded("1", sys.argv[1], sys.argv[2])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+body = b'{"dataframe_records": [' + b",".join([b'{"user":"%07d","x":1}' % n for n in range(490_000)]) + b"]}"
+assert 10 << 20 < len(body) < 16 << 20
+try:
+    loaded.score(body, "application/json")
+except server.DataError as error:
+    assert "no column" in str(error), error
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+"""
+
+
+def test_the_largest_body_takes_no_more_than_some_hundred_megabytes(model: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MEMORY, model, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < 350
+
+
+def crafted(number: int, bits: int) -> np.ndarray[Any, Any]:
+    """Distinct ids whose lowest bits are the same."""
+    return (np.arange(number, dtype=np.int64) << bits) | 5
+
+
+def test_ids_that_all_want_one_seat_cost_no_more_than_others() -> None:
+    """Without a secret 40,000 of them take a quarter of a second; with one, what any ids take."""
+    ids, others = crafted(40_000, 20), np.random.default_rng(0).integers(0, 1 << 62, 40_000)
+    secret = np.uint64(0x1234567890ABCDEF)
+    index.dedupe(ids[:10], secret)
+
+    def seconds(values: Any) -> float:
+        started = time.perf_counter()
+        for _ in range(5):
+            index.dedupe(values, secret)
+        return time.perf_counter() - started
+
+    assert seconds(ids) < 10 * seconds(others) + 0.01
+    for one, two in zip(index.dedupe(ids), index.dedupe(ids, secret), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_every_process_has_a_secret_of_its_own(model: str) -> None:
+    assert serving.Scorer(model)._secret != serving.Scorer(model)._secret
+    assert splitmix64(np.uint64(1)) != 1
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ([["a"], "user"], "columns: every name must be text"),
+        ([{"a": 1}, "user"], "columns: every name must be text"),
+        ([None, "user"], "columns: every name must be text"),
+    ],
+)
+def test_names_of_columns_are_text(columns: list[Any], message: str) -> None:
+    body = json.dumps({"dataframe_split": {"columns": columns, "data": [[1, 2]]}}).encode()
+    with pytest.raises(DataError, match=message):
+        payload.read(body, "application/json", ["user"])
+
+
+def test_a_header_that_names_a_column_twice_is_refused() -> None:
+    with pytest.raises(DataError, match="two columns are named 'user'"):
+        payload.read(b"user,user\n1,2\n", "text/csv", ["user"])
+    assert payload.read(b"x,user,x\n1,2,3\n", "text/csv", ["user"]).to_pydict() == {"user": ["2"]}
+
+
+def test_no_key_of_an_object_is_repeated(model: str, tmp_path: Path) -> None:
+    loaded = server.Loaded("1", model, str(tmp_path))
+    for field in ("user", "tags", "price"):
+        with pytest.raises(DataError) as caught:
+            loaded.score(record(**{field: {"hidden": {"hidden": 1}}}), "application/json")
+        assert "hidden" not in str(caught.value) and field in str(caught.value)
+
+
+def test_limits_follow_the_machine() -> None:
+    found = limits_of(4, 1 << 20)
+    assert found.requests == 128 and found.bodies == 4 << 20
+    assert found.connections <= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100
+
+
+def test_a_replica_reads_a_copy_of_its_own(tmp_path: Path) -> None:
+    """Whoever truncates the registry's file, or what lies in storage, takes nothing from who has mapped it."""
+    run = finished_run(tmp_path, "registry.embed_limit=0")
+    uri = run.config.registry.tracking_uri
+    registry.register(run, ACCEPT, lambda run: (model_of(run.path("model"), run, 1), RECORDS))
+    os.environ["DES_CACHE"] = str(tmp_path / "cache")
+    try:
+        replica = server.Replica("models:/shop@champion", uri)
+        replica.look()
+        loaded = replica.current
+        assert loaded is not None
+        expected = loaded.score(record(), "application/json").scores_B
+        for path in [*tmp_path.rglob("rows.npy"), *tmp_path.rglob("index.npy")]:
+            path.write_bytes(b"")
+        np.testing.assert_array_equal(loaded.score(record(), "application/json").scores_B, expected)
+    finally:
+        del os.environ["DES_CACHE"]
+
+
+@pytest.fixture
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("DES_CACHE", str(folder))
+    monkeypatch.setenv("DES_CACHE_BYTES", "2500")
+    return folder
+
+
+def stored(folder: Path, number: int) -> tuple[str, str]:
+    """A file of 1,000 bytes, and its digest."""
+    import hashlib
+
+    data = bytes([number]) * 1000
+    (folder / f"{number}.npy").write_bytes(data)
+    return str(folder / f"{number}.npy"), hashlib.sha256(data).hexdigest()
+
+
+def test_copies_are_bounded_and_the_one_used_longest_ago_goes(copies: Path, tmp_path: Path) -> None:
+    files = [stored(tmp_path, number) for number in range(4)]
+    for number, (uri, digest) in enumerate(files[:2]):
+        path = cache.fetch(uri, digest)
+        os.utime(path, (number, number))
+    cache.fetch(*files[0])
+    (copies / "abc.partial-99999999").write_bytes(b"x" * 9000)
+    cache.fetch(*files[2])
+    assert {path.name for path in copies.iterdir()} == {files[0][1], files[2][1]}
+    monster = tmp_path / "monster.npy"
+    monster.write_bytes(b"m" * 9000)
+    import hashlib
+
+    cache.fetch(str(monster), hashlib.sha256(b"m" * 9000).hexdigest())
+    assert len(list(copies.iterdir())) == 1, "one that is larger than the limit is alone"
+
+
+def test_a_damaged_copy_is_fetched_again_and_a_damaged_original_is_named(copies: Path, tmp_path: Path) -> None:
+    uri, digest = stored(tmp_path, 1)
+    path = Path(cache.fetch(uri, digest))
+    path.write_bytes(b"damaged")
+    assert Path(cache.fetch(uri, digest)).read_bytes() == bytes([1]) * 1000
+    path.write_bytes(b"damaged")
+    Path(uri).write_bytes(b"other")
+    with pytest.raises(DamagedError, match=r"1\.npy has other bytes than des\.json says"):
+        cache.fetch(uri, digest)
+    assert not list(copies.iterdir())
+    Path(uri).unlink()
+    with pytest.raises(StorageError, match=r"1\.npy is missing"):
+        cache.fetch(uri, digest)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"capacity": 10**12}, r"index\.npy holds int64 .* and should hold \(1000000000004,\) by des\.json"),
+        ({"rows": 10**12}, r"index\.npy holds"),
+        ({"rows": -1, "capacity": 1029}, r"is no index of -1 rows"),
+        ({"rows": 5, "capacity": 1023}, r"is no index of 5 rows"),
+        ({"config": {"model": {"hidden": [10**9], "name": "deepfm"}}}, r"dense\.safetensors does not fit des\.json"),
+        ({"config": {"model": {"factors": 1024}}}, r"rows\.npy holds float32 .* and should hold \(4, 1025\)"),
+        ({"sha256": {}}, "has other bytes"),
+        ({"task": "else"}, r"des\.json is not a Description of this version \(task: "),
+    ],
+)
+def test_sizes_in_a_description_are_compared_with_the_files_before_memory_is_taken(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    folder = tmp_path / "model"
+    model_of(str(folder), finished_run(tmp_path), 1)
+    path = folder / "des.json"
+    described = json.loads(path.read_text())
+    for key, value in change.items():
+        if key == "config":
+            described["config"]["model"] |= value["model"]
+        else:
+            described[key] = value
+    path.write_text(json.dumps(described))
+    started = time.monotonic()
+    with pytest.raises((DamagedError, StorageError), match=message):
+        serving.Scorer(str(folder))
+    assert time.monotonic() - started < 5
+
+
+def test_an_index_that_points_elsewhere_is_refused(tmp_path: Path) -> None:
+    import hashlib
+
+    folder = tmp_path / "model"
+    model_of(str(folder), finished_run(tmp_path), 1)
+    described = json.loads((folder / "des.json").read_text())
+    packed = np.load(folder / "index.npy")
+    place = np.flatnonzero(packed[: described["capacity"]])[0]
+    for wrong in (packed[place] + 1000, 0):
+        changed = packed.copy()
+        changed[place] = wrong
+        np.save(folder / "index.npy", changed)
+        described["sha256"]["index.npy"] = hashlib.sha256((folder / "index.npy").read_bytes()).hexdigest()
+        (folder / "des.json").write_text(json.dumps(described))
+        with pytest.raises(DamagedError, match=r"index\.npy is no index of 4 rows"):
+            serving.Scorer(str(folder))
