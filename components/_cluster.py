@@ -20,9 +20,10 @@ from components._launch import MODULES, THREADS, Role, explain, pace
 from components._progress import Progress
 from components._tied import told_to_end
 from des_core import log, storage
-from des_core.config import ClusterConfig, Config, without_passwords
+from des_core.config import ClusterConfig, Config
 from des_core.errors import ConfigError, DesError, UserError, WorkerError
 from des_core.run import Run
+from des_core.secrets import hidden
 from k8s.jobs import Job, Jobs, State, connect, in_pod
 
 RESULTS: dict[str, tuple[str, ...]] = {
@@ -92,9 +93,9 @@ def check(config: Config) -> None:
     """
     image_of(config)
     root = config.storage.root
-    if without_passwords(root) != root:
+    if hidden(root) != root:
         raise ConfigError(
-            f"storage.root = {without_passwords(root)!r} holds a password, which is not written where workers would "
+            f"storage.root = {hidden(root)!r} holds a password, which is not written where workers would "
             "read it; give it to PodTemplate des-worker as a secret, like AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     if not in_pod() and "://" not in root:

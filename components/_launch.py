@@ -16,15 +16,15 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from components._progress import Progress
-from des_core import log, storage
+from des_core import log, scratch, storage
 from des_core.errors import DesError, UserError, WorkerError
+from des_core.release import cache
 from des_core.run import Run
 
 Role = Literal["train", "evaluate"]
@@ -58,17 +58,19 @@ def launch(role: Role, run: Run, resume: bool = False, profile: bool = False, mo
         return
     log_path = log_file(run, role)
     with (
-        tempfile.TemporaryDirectory(prefix="des-") as scratch,
+        scratch.folder("workers") as place,
         open(log_path, "wb") as file,
         Progress(pace()) as progress,
     ):
-        error_file = Path(scratch) / "error.json"
-        inputs = Path(scratch) / "inputs.json"
+        error_file = Path(place) / "error.json"
+        inputs = Path(place) / "inputs.json"
         # Not the run's own inputs.json: that names the place where the run began, and folders are moved.
         day = None if run.day is None else run.day.model_dump(mode="json")
-        inputs.write_text(json.dumps({"config": run.config.model_dump(mode="json"), "day": day}), "utf-8")
+        inputs.write_text(json.dumps({"config": run.config.recorded.model_dump(mode="json"), "day": day}), "utf-8")
         command = _command(module or MODULES[role], run, inputs, [*["--resume"] * resume, *["--profile"] * profile])
-        environment = worker_environment(run.config.train.workers) | {"DES_ERROR_FILE": str(error_file)}
+        environment = worker_environment(run.config.train.workers)
+        # torchrun's own temporary files go with the run.
+        environment |= {"DES_ERROR_FILE": str(error_file), "TMPDIR": place, "DES_CACHE": cache.folder()}
         step = 0
 
         def heed(line: bytes) -> bool:

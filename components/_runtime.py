@@ -6,6 +6,7 @@ Apart from ``_step``, because kfp has no decorators where a step runs.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import time
@@ -20,6 +21,11 @@ from des_core.contracts import Reference
 from des_core.errors import DamagedError, DesError, of_system
 from des_core.release import lease
 from des_core.run import Run, reopen
+from des_core.secrets import hidden
+
+SECRETS = "DES_SECRETS"
+"""Variable in which a local run hands its config's secrets to its steps: KFP prints the config itself, and the list of
+processes shows it."""
 
 
 def on_config(name: str, stage: Callable[[Config], Done], config: str, holder: str) -> Done:
@@ -38,6 +44,12 @@ def on_run(name: str, stage: Callable[[Run], Done], config: str, holder: str, in
     return _told(name, config, holder, checked)
 
 
+def _config(config: str) -> Config:
+    """The pipeline's config, with the secrets that it must not hold itself."""
+    parsed = parse_config(config, "the config of this pipeline")
+    return parsed.with_secrets(json.loads(os.environ.get(SECRETS, "{}")))
+
+
 def holder_of(run_id: str) -> tuple[str, int]:
     """Who holds the lease, and the process whose end ends it: a local run's own, or KFP's run."""
     local = os.environ.get("DES_LOCAL_RUN", "")
@@ -53,14 +65,22 @@ def copy_page(page: str, path: str) -> None:
 
 def status_uri(config: Config, holder: str) -> str:
     """Where a run of the pipeline notes what its steps returned, and how it failed."""
-    return storage.join(config.storage.root, "status", f"{holder.replace(':', '-')}.json")
+    return storage.join(config.storage.root, "status", f"{config.run.name}.{holder.replace(':', '-')}.json")
+
+
+def sweep_status(config: Config, holder: str) -> None:
+    """Delete what runs of this name have left that were killed: whoever holds the lease is the only one at work."""
+    folder, _, own = status_uri(config, holder).rpartition("/")
+    for name in storage.list_folder(folder):
+        if name.startswith(f"{config.run.name}.") and name != own:
+            storage.delete(storage.join(folder, name))
 
 
 def end(config: str, run_id: str, state: str, error: str) -> None:
     """Tell how the run ended, whatever happened to it, and give the lease back."""
     from des_core.release import notice
 
-    parsed = parse_config(config, "the config of this pipeline")
+    parsed = _config(config)
     holder, _ = holder_of(run_id)
     try:
         status = _status(parsed, holder)
@@ -91,9 +111,9 @@ def _note(config: Config, holder: str, name: str, done: Done) -> None:
 def _fail(config: Config | None, holder: str, name: str, code: int, message: str) -> NoReturn:
     if config is not None:
         with contextlib.suppress(OSError, DesError):
-            status = _status(config, holder) | {"error": {"step": name, "code": code, "message": message}}
+            status = _status(config, holder) | {"error": {"step": name, "code": code, "message": hidden(message)}}
             storage.write_json(status_uri(config, holder), status)
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {hidden(message)}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -104,8 +124,10 @@ def _told(name: str, config: str, run_id: str, stage: Callable[[Config], Done]) 
     parsed: Config | None = None
     holder, pid = holder_of(run_id)
     try:
-        parsed = parse_config(config, "the config of this pipeline")
+        parsed = _config(config)
         with lease.held(parsed, holder, pid):
+            if name == "resolve":
+                sweep_status(parsed, holder)
             done = stage(parsed)
             _note(parsed, holder, name, done)
     except DesError as error:
@@ -114,7 +136,7 @@ def _told(name: str, config: str, run_id: str, stage: Callable[[Config], Done]) 
         known = of_system(error) if isinstance(error, OSError) else None
         if known is not None:
             _fail(parsed, holder, name, known.exit_code, str(known))
-        traceback.print_exc()
+        print(hidden(traceback.format_exc()), file=sys.stderr, flush=True)
         _fail(
             parsed, holder, name, 1, f"{name}: unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         )

@@ -24,6 +24,7 @@ from des_core.addresses import sqlite_address
 from des_core.contracts import WEIGHT
 from des_core.document import apply_override, explain, read_document
 from des_core.errors import ConfigError
+from des_core.secrets import host_only, without_secrets
 
 MODELS = sorted(file.name for file in pkgutil.iter_modules([str(Path(__file__).parent / "engine" / "models")]))
 """Names of the models: files of their folder, listed without importing one."""
@@ -33,12 +34,6 @@ STEERING = ("batch", "shuffle", "early_stop", "lr_drop", "precision", "payload",
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-
-
-def without_passwords(text: str) -> str:
-    """The text, with *** for the user and password of every address in it."""
-    text = re.sub(r"""://(?:[^:/@\s"']*:[^\s"']*|[^/@\s"']+)@""", "://***@", text)
-    return re.sub(r"""([?&](?:ssl)?password=)[^&\s"']*""", r"\1***", text)
 
 
 class Section(BaseModel):
@@ -596,11 +591,29 @@ class Config(Section):
                 return {key: blank(inner) for key, inner in value.items()}
             if isinstance(value, list):
                 return [blank(inner) for inner in value]
-            return without_passwords(value) if isinstance(value, str) else value
+            return without_secrets(value) if isinstance(value, str) else value
 
         content = blank(self.model_dump(mode="json"))
-        # The path of a webhook is its password.
-        content["notify"]["webhook"] = re.sub(r"(://[^/]*/).+", r"\1***", content["notify"]["webhook"])
+        content["notify"]["webhook"] = host_only(self.notify.webhook)
+        return Config.model_validate(content)
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """What ``recorded`` leaves out, by ``section.key``."""
+        whole, shown = self.model_dump(mode="json"), self.recorded.model_dump(mode="json")
+        return {
+            f"{section}.{key}": value
+            for section in ("registry", "notify")
+            for key, value in whole[section].items()
+            if value != shown[section][key]
+        }
+
+    def with_secrets(self, secrets: Mapping[str, str]) -> Config:
+        """This config with what its ``recorded`` form left out."""
+        content = self.model_dump(mode="json")
+        for key, value in secrets.items():
+            section, _, name = key.partition(".")
+            content[section][name] = value
         return Config.model_validate(content)
 
     @property

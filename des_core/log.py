@@ -6,13 +6,15 @@ import shlex
 import sys
 from typing import TextIO
 
+from des_core.secrets import hidden
+
 
 def format_event(event: str, **fields: object) -> str:
     """``event=NAME key=value ...``; values with spaces are quoted, floats get six digits."""
     parts = [f"event={event}"]
     for key, value in fields.items():
         text = f"{value:.6g}" if isinstance(value, float) else str(value)
-        parts.append(f"{key}={shlex.quote(text)}")
+        parts.append(f"{key}={shlex.quote(hidden(text))}")
     return " ".join(parts)
 
 

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components._tied import told_to_end
-from des_core import __version__
+from des_core import __version__, scratch
 from des_core.errors import DesError, UserError, of_system
+from des_core.secrets import hidden, remember
 
 if TYPE_CHECKING:
     from components._stages import Done
@@ -196,7 +197,7 @@ def submit(
     # A pod knows better which day yesterday was, when it comes to run.
     day = "yesterday" if as_of == "yesterday" else daily.parse_day(as_of, "--as-of") if as_of else ""
     loaded = _load_for_pods(config, set_)
-    with tempfile.TemporaryDirectory(prefix="des-submit-") as folder:
+    with scratch.folder("submit") as folder:
         kubeflow, version, found = _upload(loaded, folder, host, namespace, experiment)
         run_id = kubeflow.run(loaded.run.name, version, found, day)
     page = kubeflow.ui("runs", run_id)
@@ -253,7 +254,7 @@ def schedule(
         raise UserError('give one of --cron "0 0 3 * * *" and --interval 24h')
     when = trigger.from_cron(cron) if cron is not None else trigger.from_interval(str(interval))
     loaded = _load_for_pods(config, set_)
-    with tempfile.TemporaryDirectory(prefix="des-schedule-") as folder:
+    with scratch.folder("schedule") as folder:
         kubeflow, version, at = _upload(loaded, folder, host, namespace, experiment)
         made, done = kubeflow.schedule(loaded.run.name, version, at, "yesterday", when)
     page = kubeflow.ui("recurringrun", made.id)
@@ -349,7 +350,7 @@ def predict(
         raise UserError("--set changes a config: give one with -c FILE")
     loaded = None if config is None else _load(config, set_)
     uri = prediction.tracking_uri(model, loaded)
-    with tempfile.TemporaryDirectory(prefix="des-model-") as folder:
+    with scratch.folder("model") as folder:
         found = registry.fetch(model, uri, folder)
         scored = prediction.predict(found.folder, input_, output, loaded, tuple(filter(None, keep.split(","))))
     _line("predict", f"{scored.rows:,} rows scored by {found.name} version {found.version}")
@@ -500,7 +501,7 @@ def _interrupted(words: list[str]) -> str:
 
 
 def _fail(as_json: bool, message: str, code: int) -> int:
-    line = " ".join(message.split())
+    line = hidden(" ".join(message.split()))
     print(f"error: {line}", file=sys.stderr, flush=True)
     _answer(as_json, {"error": line, "code": code})
     return code
@@ -512,7 +513,7 @@ def _crash(error: Exception) -> str:
     path = os.path.join(folder, "crash.log")
     told = f"unexpected {type(error).__name__}: {str(error)[:300]}"
     try:
-        Path(path).write_text(traceback.format_exc(), encoding="utf-8")
+        Path(path).write_text(hidden(traceback.format_exc()), encoding="utf-8")
     except OSError as second:
         return f"{told}; its traceback could not be written ({second.strerror})"
     return f"{told}; the full traceback is in {path}"
@@ -523,6 +524,7 @@ def _load(path: Path, overrides: list[str] | None) -> Config:
     from des_core.config import load_config
 
     config = load_config(path, tuple(overrides or ()))
+    remember(config.notify.webhook)
     crash_folder = config.run.dir
     return config
 

@@ -7,6 +7,7 @@ event lines in it, ``done`` becomes a step's line and the workers' become the pr
 from __future__ import annotations
 
 import io
+import json
 import os
 import shlex
 import sys
@@ -21,12 +22,13 @@ from typing import Any, TextIO
 
 from components._launch import import_path
 from components._progress import Progress
-from components._runtime import status_uri
+from components._runtime import SECRETS, status_uri, sweep_status
 from components._tied import told_to_end
-from des_core import log, storage
+from des_core import log, scratch, storage
 from des_core.config import Config
 from des_core.errors import DesError, UserError
-from des_core.release import lease
+from des_core.release import cache, lease
+from des_core.secrets import hidden
 
 EVENTS = ("step", "valid", "evaluate", "checkpoint", "resume", "warm_start", "job", "joined", "waiting", "deleted")
 """Workers' events, and those of the job that they are on a cluster."""
@@ -68,8 +70,9 @@ def run(config: Config, as_of: str, tell: Callable[[dict[str, str]], None]) -> d
             Progress(QUIET_S) as progress,
         ):
             router = Router(file, progress, tell)
-            with redirect_stdout(router), _interpreter(holder) as scratch:
-                finished = _run_dag(config, as_of, scratch)
+            sweep_status(config, holder)
+            with redirect_stdout(router), _interpreter(holder, config):
+                finished = _run_dag(config, as_of)
             if not finished:
                 raise _failure(status, router, log_path)
     finally:
@@ -92,7 +95,7 @@ class Router(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        self._file.write(text)
+        self._file.write(hidden(text))
         *whole, self._line = (self._line + text).split("\n")
         for line in whole:
             self._heed(log.parse_event(line.strip()))
@@ -119,7 +122,7 @@ class Router(io.TextIOBase):
             self._tell(event)
 
 
-def _run_dag(config: Config, as_of: str, scratch: str) -> bool:
+def _run_dag(config: Config, as_of: str) -> bool:
     """Whether all steps finished."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -131,7 +134,8 @@ def _run_dag(config: Config, as_of: str, scratch: str) -> bool:
         storage.delete(root)
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root, raise_on_error=True)
         try:
-            training(config=config.model_dump_json(), as_of=as_of)
+            # What it holds is printed, and seen in the list of processes: secrets go another way.
+            training(config=config.recorded.model_dump_json(), as_of=as_of)
         except RuntimeError:
             # KFP's word for a step that failed; error.json has ours.
             return False
@@ -139,14 +143,14 @@ def _run_dag(config: Config, as_of: str, scratch: str) -> bool:
 
 
 @contextmanager
-def _interpreter(holder: str) -> Iterator[str]:
+def _interpreter(holder: str, config: Config) -> Iterator[None]:
     """A scratch folder that is first on PATH, with our own interpreter as ``python3``, tied to this process.
 
     KFP writes the interpreter's path over every ``python3`` of a step's command, in its arguments too: a config with
     such a path would change. So it is told that the interpreter's name is ``python3``.
     """
-    with tempfile.TemporaryDirectory(prefix="des-run-") as scratch:
-        program = Path(scratch) / "bin" / "python3"
+    with scratch.folder("run") as place:
+        program = Path(place) / "bin" / "python3"
         program.parent.mkdir()
         # Steps are started as "python3 -m MODULE ...".
         program.write_text(
@@ -158,16 +162,18 @@ def _interpreter(holder: str) -> Iterator[str]:
             "PYTHONSAFEPATH": "1",
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": import_path(),
-            "TMPDIR": scratch,
+            "TMPDIR": place,
+            "DES_CACHE": cache.folder(),
             "DES_LOCAL_RUN": holder,
+            SECRETS: json.dumps(config.secrets),
         }
-        saved, executable = dict(os.environ), sys.executable
+        saved, executable, temporary = dict(os.environ), sys.executable, tempfile.tempdir
         os.environ.update(changes)
-        sys.executable = "python3"
+        sys.executable, tempfile.tempdir = "python3", place
         try:
-            yield scratch
+            yield
         finally:
-            sys.executable = executable
+            sys.executable, tempfile.tempdir = executable, temporary
             os.environ.clear()
             os.environ.update(saved)
 

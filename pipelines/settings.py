@@ -27,6 +27,7 @@ from components._step import IMAGE
 from des_core.addresses import sqlite_path
 from des_core.config import Config
 from des_core.errors import ConfigError
+from des_core.secrets import without_secrets
 
 VOLUME = "des-storage"
 """Claim of k8s/base."""
@@ -127,13 +128,18 @@ def as_seen(config: Config) -> Config:
 
 
 def check_secrets(config: Config) -> None:
-    """Refuse a password in an address: the config is a parameter that everyone who sees the pipeline can read.
+    """Refuse a secret in the config: it is a parameter that everyone who sees the pipeline can read.
 
     Raises:
-        ConfigError: the key, without the password.
+        ConfigError: the key, without the secret.
     """
+    if config.notify.webhook:
+        raise ConfigError(
+            "notify.webhook is as good as a password, and a pipeline's config can be read by everyone; leave it out, "
+            "and put it into the secret des-webhook, key DES_WEBHOOK"
+        )
     for key, text in _texts("", config.model_dump(mode="json")):
-        if re.match(r"[\w+.-]+://[^/@]*:[^/@]+@", text):
+        if without_secrets(text) != text:
             raise ConfigError(
                 f"{key} has a password in it, and a pipeline's config can be read by everyone; leave it out of the "
                 f"address and put it into a secret that steps get as environment: {', '.join(SECRETS)}"

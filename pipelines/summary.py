@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from des_core import log, storage
-from des_core.config import without_passwords
 from des_core.release.gate import Verdict
 from des_core.release.lineage import Link
 from des_core.release.registry import Registered
 from des_core.run import Run
+from des_core.secrets import hidden
 
 
 def step_teller(out: TextIO) -> Callable[[dict[str, str]], None]:
@@ -74,14 +74,14 @@ def show_days(results: list[dict[str, Any]]) -> None:
 def mlflow_ui(tracking_uri: str) -> str:
     """The address of a server's page, or the command that shows a database."""
     if tracking_uri.startswith("http"):
-        return without_passwords(tracking_uri)
+        return hidden(tracking_uri)
     # Whoever only typed "make run" has no mlflow on the PATH.
     program = os.path.join(os.path.dirname(sys.executable), "mlflow")
     near = os.path.relpath(program)
     shown = near if not near.startswith("..") else program
     if shutil.which("mlflow") == program:
         shown = "mlflow"
-    return f"{shlex.quote(shown)} ui --backend-store-uri {shlex.quote(without_passwords(tracking_uri))}"
+    return f"{shlex.quote(shown)} ui --backend-store-uri {shlex.quote(hidden(tracking_uri))}"
 
 
 def tell(result: dict[str, Any]) -> None:

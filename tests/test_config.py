@@ -1,11 +1,14 @@
 """A config is right as a whole, or refused in one line that names the file, the key, the value and the fix."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from des_core.config import MODELS, Config, load_config, parse_config, without_passwords
+from des_core import log, secrets
+from des_core.config import MODELS, Config, load_config, parse_config
 from des_core.errors import ConfigError
+from des_core.secrets import without_secrets
 
 BASE = """
 [run]
@@ -301,13 +304,16 @@ def test_the_resolved_config_travels_as_json(base: Path) -> None:
         ("redis://:word@host", "redis://***@host"),
         ("postgresql:///mlflow?host=/run&password=word&x=1", "postgresql:///mlflow?host=/run&password=***&x=1"),
         ("refused 'http://a:word@b/c' and models:/shop@champion", "refused 'http://***@b/c' and models:/shop@champion"),
+        ("https://t0ken@hooks.example.com/x", "https://***@hooks.example.com/x"),
+        ("https://a.b/c?api_key=word&x=1;token=word", "https://a.b/c?api_key=***&x=1;token=***"),
+        ("https://a.b/c?X-Amz-Signature=word&designer=me", "https://a.b/c?X-Amz-Signature=***&designer=me"),
         ("http://mlflow:5000", "http://mlflow:5000"),
         ("s3://bucket/a@b/{day}.csv", "s3://bucket/a@b/{day}.csv"),
         ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
     ],
 )
 def test_passwords_of_addresses_are_not_shown(text: str, shown: str) -> None:
-    assert without_passwords(text) == shown
+    assert without_secrets(text) == shown
 
 
 def test_the_recorded_config_is_the_config_without_passwords(base: Path) -> None:
@@ -363,3 +369,29 @@ def test_slices_are_of_fields_with_values_and_of_clicks(base: Path) -> None:
     number = "fields=[{name='a'},{name='b',kind='numeric'}]"
     assert "gate.slices: b is a number" in fault(base, number, "gate.slices=['b']")
     assert "gate.slices compares AUCs" in fault(base, "source.task=rating", "gate.slices=['user']")
+
+
+def test_a_config_without_secrets_gets_them_back(base: Path) -> None:
+    uri, hook = "registry.tracking_uri=http://a:word@mlflow/?token=word2", "notify.webhook=https://hooks/T0/word?x=1"
+    config = load_config(base, (uri, hook))
+    assert config.secrets == {
+        "registry.tracking_uri": "http://a:word@mlflow/?token=word2",
+        "notify.webhook": "https://hooks/T0/word?x=1",
+    }
+    assert "word" not in config.recorded.model_dump_json()
+    assert config.recorded.with_secrets(config.secrets) == config
+    assert load_config(base).secrets == {}
+
+
+def test_what_a_process_knows_to_be_secret_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "abcdefgh1")
+    monkeypatch.setenv("SHORT_TOKEN", "abc")
+    monkeypatch.setenv("DES_WEBHOOK", "https://hooks.example.com/T1/from-the-environment")
+    assert secrets.hidden("key abcdefgh1, abc") == "key ***, abc"
+    assert "from-the-environment" not in secrets.hidden(os.environ["DES_WEBHOOK"])
+    secrets.remember("https://hooks.example.com/services/T0/very-hidden")
+    assert "very-hidden" not in secrets.hidden("POST /services/T0/very-hidden failed")
+    assert "very-hidden" not in log.format_event(
+        "x", why="cannot reach https://hooks.example.com/services/T0/very-hidden"
+    )
+    assert secrets.host_only("https://u:p@hooks.example.com/a/b?c") == "https://***@hooks.example.com/***"

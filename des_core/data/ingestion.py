@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +23,7 @@ import pyarrow as pa
 from numba import njit, uint64
 from pyarrow import fs as pafs
 
-from des_core import log, storage
+from des_core import log, scratch, storage
 from des_core.config import Config, SourceConfig
 from des_core.contracts import FILE, GROUP, LABEL, ROW, TIME, Form, Part
 from des_core.data.dataset import earlier_days, settled_forms, stored_dataset
@@ -280,7 +279,7 @@ def _scratch(root: str, part: str) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)
     else:
-        folder = tempfile.mkdtemp(prefix="des-ingest-")
+        folder = scratch.make("ingest")
     try:
         yield folder
     finally:

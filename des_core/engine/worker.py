@@ -45,6 +45,7 @@ from des_core.engine.routes import Routes, routes
 from des_core.engine.table import Table, Touch
 from des_core.errors import ConfigError, DesError, UserError, of_system
 from des_core.run import Day, Run, pin
+from des_core.secrets import hidden
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -467,7 +468,7 @@ def _failed(error: Exception, rank: int) -> int:
         _report(known.exit_code, str(known), rank)
         return known.exit_code
     # In one piece, because other workers write to the same log.
-    os.write(sys.stderr.fileno(), "".join(traceback.format_exception(error)).encode())
+    os.write(sys.stderr.fileno(), hidden("".join(traceback.format_exception(error))).encode())
     _report(1, f"worker {rank} crashed ({type(error).__name__}: {str(error)[:200]})", rank)
     return 1
 

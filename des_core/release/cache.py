@@ -26,8 +26,7 @@ def fetch(uri: str, sha256: str) -> str:
     Raises:
         StorageError: the file is missing, or has another digest.
     """
-    folder = os.environ.get("DES_CACHE") or os.path.join(tempfile.gettempdir(), "des-cache")
-    path = os.path.join(folder, sha256)
+    path = os.path.join(folder(), sha256)
     with suppress(FileNotFoundError):
         if storage.digest_file(path) == sha256:
             os.utime(path)
@@ -38,8 +37,8 @@ def fetch(uri: str, sha256: str) -> str:
     size = filesystem.get_file_info(inner).size
     if size is None:
         raise StorageError(f"{uri} is missing; bring it back, or train and register the model again")
-    os.makedirs(folder, exist_ok=True)
-    make_room(folder, size)
+    os.makedirs(folder(), exist_ok=True)
+    make_room(size)
     digest = hashlib.sha256()
     with filesystem.open_input_stream(inner) as stream, storage.writer(path) as file:
         while piece := stream.read(PIECE):
@@ -50,11 +49,16 @@ def fetch(uri: str, sha256: str) -> str:
     return path
 
 
-def make_room(folder: str, size: int) -> None:
+def folder() -> str:
+    """Where the copies lie."""
+    return os.environ.get("DES_CACHE") or os.path.join(tempfile.gettempdir(), "des-cache")
+
+
+def make_room(size: int) -> None:
     """Delete copies, those used longest ago first, until ``size`` bytes more are within the limit."""
     limit = int(os.environ.get("DES_CACHE_BYTES") or LIMIT_BYTES)
     found: list[tuple[float, int, str]] = []
-    with os.scandir(folder) as entries:
+    with os.scandir(folder()) as entries:
         for entry in entries:
             owner = entry.name.rpartition(".partial-")[2]
             if ".partial-" in entry.name and not os.path.exists(f"/proc/{owner}"):

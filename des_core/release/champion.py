@@ -11,7 +11,6 @@ window, which no model of this line was trained on. gate.reference must not have
 
 from __future__ import annotations
 
-import tempfile
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from des_core import metrics as measure
-from des_core import storage
+from des_core import scratch, storage
 from des_core.config import FieldConfig, StorageConfig
 from des_core.contracts import FILE, LABEL, ROW, TIME, Dataset, FieldSpec, Reference, Segment
 from des_core.data import drift
@@ -187,7 +186,7 @@ def _scored_by(run: Run, version: str, splits: tuple[str, ...]) -> pa.Table | st
     # Loads torch, which only a run with a champion needs.
     from des_core.release.serving import Scorer
 
-    with tempfile.TemporaryDirectory(prefix="des-champion-") as folder:
+    with scratch.folder("champion") as folder:
         model = f"models:/{run.config.run.name}/{version}"
         found = registry.fetch(model, run.config.registry.tracking_uri, folder)
         try:

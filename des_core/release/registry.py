@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import sqlite3
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,14 +31,15 @@ from urllib.request import url2pathname
 import numpy as np
 import pyarrow as pa
 
-from des_core import remote, storage
+from des_core import remote, scratch, storage
 from des_core.addresses import SQLITE, sqlite_address, sqlite_path
-from des_core.config import Config, without_passwords
+from des_core.config import Config
 from des_core.contracts import Record, Reference
 from des_core.errors import RegistryError, StorageError
 from des_core.release import lineage, tracking
 from des_core.release.gate import Verdict
 from des_core.run import Run
+from des_core.secrets import hidden
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -187,7 +187,7 @@ def resolve(model_uri: str, tracking_uri: str) -> str:
 
 @contextmanager
 def _named(model_uri: str, tracking_uri: str) -> Iterator[tuple[MlflowClient, ModelVersion]]:
-    shown = without_passwords(tracking_uri)
+    shown = hidden(tracking_uri)
     name, alias, number = parts_of(model_uri)
     if not tracking.has_database(tracking_uri):
         raise RegistryError(f"{model_uri}: there is no MLflow database at {shown}; register a model first")
@@ -243,7 +243,7 @@ def register(run: Run, verdict: Verdict, export: Callable[[Run], tuple[str, pa.T
     """
     uri = run.config.registry.tracking_uri
     ask = partial(_register, run, verdict, export)
-    return remote.wait_for(f"MLflow at {without_passwords(uri)}", ask, _wait_s(run.config))
+    return remote.wait_for(f"MLflow at {hidden(uri)}", ask, _wait_s(run.config))
 
 
 def _register(run: Run, verdict: Verdict, export: Callable[[Run], tuple[str, pa.Table]]) -> tuple[Reference, bool]:
@@ -309,7 +309,7 @@ def _record(client: MlflowClient, run: Run, version: ModelVersion) -> Registered
         accepted=version.tags["des.verdict"] == "accept",
         run_key=run.key,
         gate=version.tags.get("des.gate_digest", ""),
-        tracking_uri=without_passwords(run.config.registry.tracking_uri),
+        tracking_uri=hidden(run.config.registry.tracking_uri),
     )
 
 
@@ -387,8 +387,8 @@ def _client(uri: str) -> Iterator[MlflowClient]:
         except (MlflowException, SQLAlchemyError, CommandError, OSError, sqlite3.Error) as error:
             if _passes(uri, error):
                 raise tracking.unavailable(uri, error) from None
-            line = " ".join(str(error).replace(uri, without_passwords(uri)).split())[:300]
-            raise RegistryError(f"MLflow at {without_passwords(uri)} refused: {line}") from None
+            line = " ".join(str(error).replace(uri, hidden(uri)).split())[:300]
+            raise RegistryError(f"MLflow at {hidden(uri)} refused: {line}") from None
         finally:
             _drop_misread_folder(uri)
 
@@ -561,8 +561,8 @@ def _drop_leftovers(client: MlflowClient, run: Run, version: ModelVersion) -> No
 @contextmanager
 def _embedded(artifact: str) -> Iterator[str]:
     """A local folder of what goes into the registry: all of the export but the weights that stay in storage."""
-    with tempfile.TemporaryDirectory(prefix="des-model-") as scratch:
-        folder = Path(scratch) / "model"
+    with scratch.folder("model") as place:
+        folder = Path(place) / "model"
         folder.mkdir()
         elsewhere = storage.read_json(storage.join(artifact, "des.json"))["uri"]
         for name in storage.list_folder(artifact):
@@ -641,7 +641,7 @@ def _log_numbers(client: MlflowClient, run_id: str, config: Config, report: dict
 
 
 def _log_pages(client: MlflowClient, run_id: str, run: Run) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch.folder("pages") as folder:
         (Path(folder) / "config.json").write_text(
             json.dumps(run.config.recorded.model_dump(mode="json"), indent=1), "utf-8"
         )

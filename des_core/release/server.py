@@ -20,7 +20,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 import weakref
@@ -31,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from des_core import log
+from des_core import log, scratch
 from des_core.errors import DataError, DesError, RegistryError, UnavailableError, UserError, of_system
 from des_core.release import monitor, payload, registry
 from des_core.release.limits import RETRY_S, Limits, Load, Refused, connection_type, limits_of
@@ -70,14 +69,14 @@ class Loaded:
     """A version that is ready to answer.
 
     Args:
-        scratch: the folder it was downloaded into; it goes when the last request that uses the model has ended.
+        place: the folder it was downloaded into; it goes when the last request that uses the model has ended.
 
     Raises:
         DesError: the model is not whole, or scores no numbers.
     """
 
-    def __init__(self, version: str, folder: str, scratch: str) -> None:
-        weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
+    def __init__(self, version: str, folder: str, place: str) -> None:
+        weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
         self.version = version
         self.scorer = Scorer(folder, private=True)
         self.scores = monitor.Scores(self.scorer)
@@ -158,13 +157,13 @@ class Replica:
         """Fetch, warm up and swap in a version; if that fails the present one stays."""
         started = time.monotonic()
         self.reason = f"version {version} is being loaded"
-        scratch = tempfile.mkdtemp(prefix="des-serve-")
+        place = scratch.make("serve")
         try:
-            found = registry.fetch(f"models:/{self.name}/{version}", self.tracking_uri, scratch)
-            loaded = Loaded(version, _own(found.folder, scratch), scratch)
+            found = registry.fetch(f"models:/{self.name}/{version}", self.tracking_uri, place)
+            loaded = Loaded(version, _own(found.folder, place), place)
         except Exception as error:
-            shutil.rmtree(scratch, ignore_errors=True)
-            self._failed(version, error, scratch)
+            shutil.rmtree(place, ignore_errors=True)
+            self._failed(version, error, place)
             return
         before = "" if self.current is None else self.current.version
         self.current = loaded
@@ -174,7 +173,7 @@ class Replica:
         seconds = time.monotonic() - started
         self.say("serving", model=self.model_uri, version=version, before=before, seconds=seconds)
 
-    def _failed(self, version: str, error: Exception, scratch: str) -> None:
+    def _failed(self, version: str, error: Exception, place: str) -> None:
         self._tries = self._tries + 1 if version == self.monitor.failed else 1
         self._retry = time.monotonic() + min(LONGEST_RETRY_S, self._poll_s * 2**self._tries)
         self.monitor.failures += 1
@@ -182,7 +181,7 @@ class Replica:
         known = of_system(error) if isinstance(error, OSError) else error
         what = str(known) if isinstance(known, DesError) else f"unexpected {type(error).__name__}: {error}"
         # The folder's name is another at each try.
-        self._trouble("version_failed", f"version {version} cannot be served: {what.replace(f'{scratch}/', '')}")
+        self._trouble("version_failed", f"version {version} cannot be served: {what.replace(f'{place}/', '')}")
 
     def _trouble(self, event: str, reason: str) -> None:
         """Say once what is wrong, and what is served meanwhile."""
@@ -197,11 +196,11 @@ class Replica:
             self.say(f"{event}_over")
 
 
-def _own(folder: str, scratch: str) -> str:
+def _own(folder: str, place: str) -> str:
     """A copy of a model that is read in place: who truncates a mapped file there would end this process."""
-    if Path(folder).resolve().is_relative_to(Path(scratch).resolve()):
+    if Path(folder).resolve().is_relative_to(Path(place).resolve()):
         return folder
-    return str(shutil.copytree(folder, Path(scratch) / "model"))
+    return str(shutil.copytree(folder, Path(place) / "model"))
 
 
 def app_of(replica: Replica, threads: int, load: Load) -> Any:

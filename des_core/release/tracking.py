@@ -18,8 +18,8 @@ from pathlib import Path
 
 from des_core import remote
 from des_core.addresses import sqlite_address, sqlite_path
-from des_core.config import without_passwords
 from des_core.errors import RegistryError, UnavailableError
+from des_core.secrets import hidden
 
 CONNECT_S = 5.0
 API_S = 15.0
@@ -46,7 +46,7 @@ def check(tracking_uri: str, wait_s: float = 0.0) -> None:
             f"write it as {sqlite_address(os.path.abspath(folder))}/mlflow.db"
         )
     elif scheme in ("http", "https") or scheme.startswith(("postgresql", "mysql")):
-        shown = f"MLflow at {without_passwords(tracking_uri)}"
+        shown = f"MLflow at {hidden(tracking_uri)}"
         ask = _ask_server if scheme in ("http", "https") else _ask_database
         remote.wait_for(shown, lambda: ask(tracking_uri), wait_s)
 
@@ -79,9 +79,9 @@ def has_database(uri: str, wait_s: float = 0.0) -> bool:
 
 def unavailable(uri: str, reason: object) -> UnavailableError:
     """The error of a registry that does not answer."""
-    said = " ".join(str(reason).replace(uri, without_passwords(uri)).split())[:300]
+    said = " ".join(str(reason).replace(uri, hidden(uri)).split())[:300]
     return UnavailableError(
-        f"MLflow at {without_passwords(uri)} cannot be reached ({said}); start it, or set registry.tracking_uri"
+        f"MLflow at {hidden(uri)} cannot be reached ({said}); start it, or set registry.tracking_uri"
     )
 
 
@@ -150,5 +150,5 @@ def _log_in(uri: str) -> None:
         if remote.passing(error):
             raise unavailable(uri, reason) from None
         raise RegistryError(
-            f"MLflow's database at {without_passwords(uri)} refused: {reason}; correct registry.tracking_uri"
+            f"MLflow's database at {hidden(uri)} refused: {reason}; correct registry.tracking_uri"
         ) from None

@@ -11,7 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +30,12 @@ from des_core.config import StorageConfig, load_config
 from des_core.contracts import FILE, LABEL, ROW, Dataset, Reference
 from des_core.data import features
 from des_core.data.batches import Stream
-from des_core.errors import DesError, StorageError
+from des_core.errors import ConfigError, DesError, StorageError
 from des_core.release import champion, registry
 from des_core.release.gate import Champion, Verdict, decide
 from des_core.run import Run, pin
 from pipelines import cli
+from pipelines.training import compile_to
 
 ROOT = Path(__file__).parent.parent.parent
 DES = [sys.executable, "-c", "from pipelines.cli import main; main()"]
@@ -106,21 +110,79 @@ def des_here(folder: Path, capfd: pytest.CaptureFixture[str], *words: str) -> En
     return Ended(int(caught.value.code or 0), lines, said.err, json.loads(lines[-1]))
 
 
+TOKEN = "t0ken-that-nobody-may-read"
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def webhook() -> Iterator[tuple[str, list[str]]]:
+    """An address whose path is a secret, and the paths that were posted to."""
+    paths: list[str] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            paths.append(self.path)
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/services/{TOKEN}", paths
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The temporary folder of every command here, with what killed ones have left."""
+    folder = tmp_path_factory.mktemp("temporary")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (folder / f"des-{os.getuid()}" / f"{dead.pid}-run-abc").mkdir(parents=True, mode=0o700)
+    before, os.environ["TMPDIR"] = os.environ.get("TMPDIR"), str(folder)
+    yield folder
+    if before is None:
+        del os.environ["TMPDIR"]
+    else:
+        os.environ["TMPDIR"] = before
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, webhook: tuple[str, list[str]], temporary: Path) -> Path:
     """Logs, a config, and the user's own packages of our packages' names."""
     folder = tmp_path_factory.mktemp("work place")
     for name in ("components", "k8s", "des_core", "pipelines"):
         (folder / name).mkdir()
         (folder / name / "__init__.py").write_text("raise SystemExit('the wrong package')")
-    (folder / "small.toml").write_text(TOML)
+    (folder / "small.toml").write_text(f'{TOML}[notify]\nwebhook = "{webhook[0]}"\n')
     assert des(folder, "generate", "--out", "logs", "--days", "2", "--rows-per-day", "2000").code == 0
     return folder
 
 
+seen: list[str] = []
+"""Command lines of processes with the secret in them."""
+
+
 @pytest.fixture(scope="module")
 def first(folder: Path) -> Ended:
-    return des(folder, "run", "-c", "small.toml")
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.05):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    line = path.read_bytes()
+                    seen.extend([line.decode(errors="replace")] * (TOKEN.encode() in line))
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        return des(folder, "run", "-c", "small.toml")
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def test_one_command_ends_with_a_registered_champion(folder: Path, first: Ended) -> None:
@@ -138,6 +200,26 @@ def test_one_command_ends_with_a_registered_champion(folder: Path, first: Ended)
     assert "event=valid" in first.error
     assert "KFP" not in first.error
     assert "Warning" not in first.error
+
+
+def test_a_webhooks_token_is_used_and_written_nowhere(
+    folder: Path, first: Ended, webhook: tuple[str, list[str]], temporary: Path
+) -> None:
+    assert webhook[1][0] == f"/services/{TOKEN}"
+    assert not seen, "nor does the list of processes show it"
+    assert TOKEN not in first.error + "".join(first.lines)
+    for place in (folder, temporary):
+        for path in place.rglob("*"):
+            if path.is_file() and path.name != "small.toml":
+                assert TOKEN.encode() not in path.read_bytes(), path
+    with pytest.raises(ConfigError, match=r"notify.webhook is as good as a password") as caught:
+        compile_to(load_config(folder / "small.toml"), str(folder / "pipeline.yaml"))
+    assert TOKEN not in str(caught.value)
+
+
+def test_a_run_leaves_no_temporary_files_and_takes_away_what_dead_ones_left(first: Ended, temporary: Path) -> None:
+    assert [path.name for path in temporary.iterdir()] == [f"des-{os.getuid()}"]
+    assert not list((temporary / f"des-{os.getuid()}").iterdir())
 
 
 def test_results_are_where_people_look(folder: Path, first: Ended) -> None:

@@ -1,0 +1,54 @@
+"""Temporary folders, all under one: what processes that were killed have left there goes when the next one starts.
+
+TMPDIR/des-USER/PID-WHAT-RANDOM
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+
+def make(what: str) -> str:
+    """A new empty folder of this process, which the caller deletes."""
+    base = _base()
+    for name in os.listdir(base):
+        owner = name.partition("-")[0]
+        if owner.isdecimal() and not _alive(int(owner)):
+            shutil.rmtree(os.path.join(base, name), ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{os.getpid()}-{what}-", dir=base)
+
+
+@contextmanager
+def folder(what: str) -> Iterator[str]:
+    """A new empty folder that is gone after the block."""
+    path = make(what)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _base() -> str:
+    """The folder of all, which nobody else can write to."""
+    base = os.path.join(tempfile.gettempdir(), f"des-{os.getuid()}")
+    with suppress(FileExistsError):
+        os.mkdir(base, 0o700)
+    status = os.lstat(base)
+    if status.st_uid != os.getuid() or not os.path.isdir(base) or os.path.islink(base):
+        # Another user has taken the name: do without the common folder.
+        return tempfile.mkdtemp(prefix="des-")
+    return base
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
