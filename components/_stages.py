@@ -84,6 +84,7 @@ def resolve(config: Config, as_of: str = "") -> Done:
     what = f"{config.model.name} on {_count(config.train.workers, 'worker')}"
     if as_of:
         return _resolve_day(config, as_of, what)
+    _check_order(config)
     files = features.source_files(config)
     parent = registry.parent(config)
     if parent is not None and parent.as_of:
@@ -93,6 +94,19 @@ def resolve(config: Config, as_of: str = "") -> Done:
         )
     logs = _count(len({file for part in files.values() for file in part}), "file")
     return Done(f"{what}, {logs} of {config.source.format} logs", ALL, numbers={"as_of": ""})
+
+
+def _check_order(config: Config) -> None:
+    """Days count as they pass: a run over whole logs in random order meets its last day at once.
+
+    Raises:
+        ConfigError: rows are to go by days, and the order is random.
+    """
+    if config.table.idle_days and config.train.shuffle:
+        raise ConfigError(
+            "table.idle_days counts the days of the logs, and train.shuffle = true meets them all at once; "
+            "set train.shuffle to false, or run day by day (des run --as-of)"
+        )
 
 
 def _resolve_day(config: Config, as_of: str, what: str) -> Done:
@@ -201,6 +215,8 @@ def train(run: Run, resume: bool | None = None, profile: bool = False) -> Done:
         DesError: as ``launch``.
     """
     finished = _trained(run)
+    if run.day is None:
+        _check_order(run.config)
     if not finished:
         for name in ("training.json", "report.json", "predictions.parquet", "champion.json", "gate.json"):
             storage.delete(run.path(name))

@@ -429,8 +429,9 @@ class GateConfig(Section):
     max_evicted_share: float = Field(1.0, ge=0, le=1, description="Most rows evicted in training / rows admitted.")
     reference: str = Field(
         "",
-        pattern=r"^\d*$",
-        description="A version that the candidate is compared with as well, so that small drops cannot add up.",
+        pattern=r"^(\d*|none)$",
+        description="A version that the candidate is compared with as well, because drops within max_auc_drop add up "
+        "from day to day. Empty: in a day's run, the champion of a week before, if there was one. none: no other.",
     )
     on_schema_change: Literal["keep", "absolute"] = Field(
         "keep", description="A champion that cannot score the rows stays, or the other bounds alone decide."

@@ -8,9 +8,16 @@ The AUC is a mean over pairs of a positive i and a negative j, so its variance i
 V and W follow from midranks, in O(B log B). Of models that score the same rows only the part that differs is noise,
 so the interval of a difference is far narrower than those of the two AUCs.
 
+Rows of one user are alike, and count for less than as many rows of different users. Where groups are given, what each
+row adds to a number's error is summed within its group first, and groups take the place of rows:
+
+    var = G / (G - 1) sum over groups g of (sum over rows b of g of u_b)^2
+    u = (V - AUC) / positives of a positive, (W - AUC) / negatives of a negative
+
 Sources: DeLong et al., "Comparing the areas under two or more correlated ROC curves", Biometrics 1988; Sun and Xu,
-"Fast implementation of DeLong's algorithm", IEEE Signal Processing Letters 2014.
-Dims: B samples, M models, P positives, N negatives.
+"Fast implementation of DeLong's algorithm", IEEE Signal Processing Letters 2014; Obuchowski, "Nonparametric analysis of
+clustered ROC curve data", Biometrics 1997.
+Dims: B samples, M models, P positives, N negatives, G groups.
 """
 
 from __future__ import annotations
@@ -43,8 +50,11 @@ def auc(labels_B: Array, scores_B: Array) -> float | None:
     return float((ranks_B[positive_B].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def delong(labels_B: Array, scores_MB: Array) -> tuple[Array, Array]:
+def delong(labels_B: Array, scores_MB: Array, groups_B: Array | None = None) -> tuple[Array, Array]:
     """AUCs [M] of models that scored the same rows, and their covariance [M, M].
+
+    Args:
+        groups_B: rows of the same number are not independent; None: all are.
 
     Raises:
         ValueError: a class has fewer than two samples, which show no variance.
@@ -58,31 +68,60 @@ def delong(labels_B: Array, scores_MB: Array) -> tuple[Array, Array]:
     within_MN = np.stack([_ranks(scores_B[~positive_B]) for scores_B in scores_MB])
     wins_MP = (ranks_MB[:, positive_B] - within_MP) / negatives
     wins_MN = 1 - (ranks_MB[:, ~positive_B] - within_MN) / positives
+    if groups_B is not None:
+        aucs_M = wins_MP.mean(axis=1)
+        pulls_MB = np.empty(scores_MB.shape)
+        pulls_MB[:, positive_B] = (wins_MP - aucs_M[:, None]) / positives
+        pulls_MB[:, ~positive_B] = (wins_MN - aucs_M[:, None]) / negatives
+        sums_MG = np.stack([_by_group(np.asarray(pulls_B), groups_B) for pulls_B in pulls_MB])
+        return aucs_M, _spread(sums_MG.shape[1]) * sums_MG @ sums_MG.T
     covariance_MM = np.atleast_2d(np.cov(wins_MP)) / positives + np.atleast_2d(np.cov(wins_MN)) / negatives
     return wins_MP.mean(axis=1), covariance_MM
 
 
-def auc_interval(labels_B: Array, scores_B: Array) -> Interval:
+def clusters(groups_B: Array, alone: int | None = None) -> Array:
+    """Numbers from 0 of the groups of rows; rows of the group ``alone``, nobody knows whose, are each their own."""
+    groups = np.unique(groups_B, return_inverse=True)[1]
+    if alone is not None:
+        apart_B = groups_B == alone
+        groups[apart_B] = groups.max(initial=0) + 1 + np.arange(int(apart_B.sum()))
+    return np.asarray(np.unique(groups, return_inverse=True)[1])
+
+
+def _by_group(values_B: Array, groups_B: Array) -> Array:
+    return np.asarray(np.bincount(groups_B, values_B))
+
+
+def _spread(groups: int) -> float:
+    """What corrects a variance over groups for their mean, which was taken from them."""
+    return groups / (groups - 1) if groups > 1 else 1.0
+
+
+def auc_interval(labels_B: Array, scores_B: Array, groups_B: Array | None = None) -> Interval:
     """The 95 % interval of an AUC; raises as ``delong``."""
-    (value,), ((variance,),) = delong(labels_B, scores_B[None])
+    (value,), ((variance,),) = delong(labels_B, scores_B[None], groups_B)
     low, high = around(float(value), float(variance) ** 0.5)
     return max(low, 0.0), min(high, 1.0)
 
 
-def auc_difference(labels_B: Array, ours_B: Array, theirs_B: Array) -> tuple[float, Interval]:
+def auc_difference(
+    labels_B: Array, ours_B: Array, theirs_B: Array, groups_B: Array | None = None
+) -> tuple[float, Interval]:
     """AUC of ours - AUC of theirs on the same rows, and its 95 % interval; raises as ``delong``."""
-    (ours, theirs), ((own, both), (_, other)) = delong(labels_B, np.stack([ours_B, theirs_B]))
+    (ours, theirs), ((own, both), (_, other)) = delong(labels_B, np.stack([ours_B, theirs_B]), groups_B)
     # Of equal scores nothing is left but rounding.
     difference, variance = float(ours - theirs), max(float(own + other - 2 * both), 0.0)
     return difference, around(difference, variance**0.5)
 
 
-def rmse_difference(labels_B: Array, ours_B: Array, theirs_B: Array) -> tuple[float, Interval]:
+def rmse_difference(
+    labels_B: Array, ours_B: Array, theirs_B: Array, groups_B: Array | None = None
+) -> tuple[float, Interval]:
     """RMSE of ours - RMSE of theirs on the same rows, and its 95 % interval by the delta method."""
     squares_MB = (np.stack([ours_B, theirs_B]).astype(np.float64) - labels_B) ** 2
     ours, theirs = np.sqrt(squares_MB.mean(axis=1))
     pulls_B = squares_MB[0] / (2 * max(ours, EPS)) - squares_MB[1] / (2 * max(theirs, EPS))
-    return float(ours - theirs), around(float(ours - theirs), _error_of_mean(pulls_B))
+    return float(ours - theirs), around(float(ours - theirs), _error_of_mean(pulls_B, groups_B))
 
 
 def around(value: float, deviation: float) -> Interval:
@@ -90,24 +129,28 @@ def around(value: float, deviation: float) -> Interval:
     return value - Z95 * deviation, value + Z95 * deviation
 
 
-def _error_of_mean(values_B: Array) -> float:
+def _error_of_mean(values_B: Array, groups_B: Array | None = None) -> float:
+    if groups_B is not None and len(values_B):
+        sums_G = _by_group(np.asarray(values_B - values_B.mean()), groups_B) / len(values_B)
+        return float((_spread(len(sums_G)) * (sums_G**2).sum()) ** 0.5)
     return float(values_B.std(ddof=1) / len(values_B) ** 0.5) if len(values_B) > 1 else 0.0
 
 
-def intervals(task: str, labels_B: Array, predictions_B: Array) -> dict[str, Interval]:
+def intervals(task: str, labels_B: Array, predictions_B: Array, groups_B: Array | None = None) -> dict[str, Interval]:
     """The 95 % intervals of a task's metrics, by name, as far as the rows show them."""
     if task == "rating":
         squares_B = (predictions_B.astype(np.float64) - labels_B) ** 2
         rmse = float(squares_B.mean()) ** 0.5
-        return {"rmse": around(rmse, _error_of_mean(squares_B) / (2 * max(rmse, EPS)))}
-    found = {"logloss": around(logloss(labels_B, predictions_B), _error_of_mean(_losses(labels_B, predictions_B)))}
+        return {"rmse": around(rmse, _error_of_mean(squares_B, groups_B) / (2 * max(rmse, EPS)))}
+    losses_B = _losses(labels_B, predictions_B)
+    found = {"logloss": around(float(losses_B.mean()), _error_of_mean(losses_B, groups_B))}
     observed, predicted = float(labels_B.sum()), float(predictions_B.sum(dtype=np.float64))
     if observed:
         # Of a ratio of sums: how far each sample pulls it.
         pulls_B = (predictions_B - predicted / observed * labels_B) * len(labels_B) / observed
-        found["calibration"] = around(predicted / observed, _error_of_mean(pulls_B))
+        found["calibration"] = around(predicted / observed, _error_of_mean(pulls_B, groups_B))
     if 2 <= observed <= len(labels_B) - 2:
-        found["auc"] = auc_interval(labels_B, predictions_B)
+        found["auc"] = auc_interval(labels_B, predictions_B, groups_B)
     return found
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import cache
 from typing import Any, BinaryIO, cast
 
@@ -22,6 +22,9 @@ from pyarrow import fs as pafs
 
 from des_core import remote
 from des_core.errors import NO_ROOM, DamagedError, StorageError, UnavailableError, UserError
+
+AT_ONCE_BYTES = 8 << 20
+"""An object up to this size is sent in one piece."""
 
 CONNECT_S, REQUEST_S = 5.0, 60.0
 """An object store that does not answer this long is tried again, and after three times it is an error."""
@@ -61,7 +64,7 @@ def _store(scheme: str, bucket: str, endpoint: str) -> pafs.FileSystem:
 def _open(scheme: str, bucket: str, endpoint: str) -> pafs.FileSystem:
     try:
         if scheme == "gs":
-            filesystem = pafs.GcsFileSystem()
+            filesystem = pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=REQUEST_S))
         else:
             known = bool(endpoint or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"))
             region = None if known else pafs.resolve_s3_region(bucket)
@@ -137,18 +140,73 @@ def delete(uri: str) -> None:
             filesystem.delete_file(path)
 
 
+class _Upload(io.RawIOBase):
+    """An object on its way to a store.
+
+    A dropped upload completes its object as far as it came. So a small object is sent at once when all of it is there.
+    A larger one is sent as it is written, for a local disk may be smaller than it: it has a digest in a manifest,
+    without which nobody believes it, and one that failed half-way is deleted. A process that is killed leaves none.
+    """
+
+    def __init__(self, filesystem: pafs.FileSystem, path: str, uri: str) -> None:
+        super().__init__()
+        self._filesystem, self._path, self._uri = filesystem, path, uri
+        self._held = bytearray()
+        self._stream: Any = None
+        self._size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._size += len(view)
+        if self._stream is None:
+            self._held += view
+            if len(self._held) > AT_ONCE_BYTES:
+                self._begin()
+        else:
+            with _answering(self._filesystem, self._uri):
+                self._stream.write(view)
+        return len(view)
+
+    def tell(self) -> int:
+        return self._size
+
+    def _begin(self) -> None:
+        with _answering(self._filesystem, self._uri):
+            self._stream = self._filesystem.open_output_stream(self._path)
+            self._stream.write(bytes(self._held))
+        self._held.clear()
+
+    def finish(self) -> None:
+        """Make the object visible."""
+        if self._stream is None:
+            self._begin()
+        with _answering(self._filesystem, self._uri):
+            self._stream.close()
+
+    def drop(self) -> None:
+        """Leave no half of an object behind."""
+        if self._stream is not None:
+            with suppress(OSError, StorageError):
+                self._stream.close()
+            with suppress(OSError, StorageError):
+                self._filesystem.delete_file(self._path)
+
+
 @contextmanager
 def writer(uri: str) -> Iterator[BinaryIO]:
     """A binary file that appears at ``uri`` whole when the block ends well, and not at all otherwise."""
     filesystem, path = resolve(uri)
     if not isinstance(filesystem, pafs.LocalFileSystem):
-        # A dropped upload stream completes its object as far as it came: nothing is sent before all is written.
-        with tempfile.TemporaryFile() as file:
-            yield cast(BinaryIO, file)
-            file.seek(0)
-            # The file is ours: an error on the way up is the store's alone.
-            with _answering(filesystem, uri), filesystem.open_output_stream(path) as stream:
-                shutil.copyfileobj(file, stream, 1 << 22)
+        upload = _Upload(filesystem, path, uri)
+        try:
+            yield cast(BinaryIO, upload)
+            upload.finish()
+        except BaseException:
+            upload.drop()
+            raise
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     partial = f"{path}.partial-{os.getpid()}"

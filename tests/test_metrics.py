@@ -149,3 +149,59 @@ def test_a_class_of_one_sample_shows_no_variance() -> None:
     with pytest.raises(ValueError, match="1 positives and 4 negatives"):
         metrics.delong(labels, np.arange(5.0)[None])
     assert sorted(metrics.intervals("click", labels, np.full(5, 0.2))) == ["calibration", "logloss"]
+
+
+def alike(random: np.random.Generator, groups: int, each: int, depth: float) -> tuple[np.ndarray, ...]:
+    """Labels, two models' scores, and groups whose rows are alike: they share part of the logit and of the errors."""
+    group = np.repeat(np.arange(groups), each)
+    shared = random.normal(0, depth, (3, groups))[:, group]
+    own = random.normal(0, 1, (3, groups * each))
+    logits = own[0] + shared[0]
+    labels = (random.random(len(group)) < 1 / (1 + np.exp(-logits))).astype(np.float64)
+    ours, theirs = (logits + 0.8 * (own[n] + shared[n]) for n in (1, 2))
+    return labels, 1 / (1 + np.exp(-ours)), 1 / (1 + np.exp(-theirs)), group
+
+
+def test_groups_of_one_row_are_independent_rows() -> None:
+    labels, ours, theirs, group = alike(np.random.default_rng(0), 2_000, 1, 0.5)
+    for plain, grouped in (
+        (metrics.auc_difference(labels, ours, theirs), metrics.auc_difference(labels, ours, theirs, group)),
+        (metrics.rmse_difference(labels, ours, theirs), metrics.rmse_difference(labels, ours, theirs, group)),
+    ):
+        assert grouped[0] == pytest.approx(plain[0], abs=1e-12)
+        np.testing.assert_allclose(grouped[1], plain[1], rtol=2e-3)
+    for task in ("click", "rating"):
+        plain_, grouped_ = metrics.intervals(task, labels, ours), metrics.intervals(task, labels, ours, group)
+        assert plain_.keys() == grouped_.keys()
+        for name, span in plain_.items():
+            np.testing.assert_allclose(grouped_[name], span, rtol=2e-3)
+
+
+def test_the_variance_by_groups_is_the_bootstraps_over_groups() -> None:
+    """Rows of a group stay together in each resample; the interval of independent rows is far too narrow."""
+    random = np.random.default_rng(1)
+    labels, ours, theirs, group = alike(random, 120, 25, 1.5)
+    rows = [np.flatnonzero(group == g) for g in range(120)]
+    draws = []
+    for _ in range(400):
+        taken = np.concatenate([rows[g] for g in random.integers(0, 120, 120)])
+        draws.append(
+            (
+                (metrics.auc(labels[taken], ours[taken]) or 0) - (metrics.auc(labels[taken], theirs[taken]) or 0),
+                metrics.logloss(labels[taken], ours[taken]),
+            )
+        )
+    deviations = np.std(draws, axis=0)
+    low, high = metrics.auc_difference(labels, ours, theirs, group)[1]
+    assert (high - low) / (2 * metrics.Z95) == pytest.approx(deviations[0], rel=0.15)
+    low, high = metrics.intervals("click", labels, ours, group)["logloss"]
+    assert (high - low) / (2 * metrics.Z95) == pytest.approx(deviations[1], rel=0.15)
+    alone = metrics.auc_difference(labels, ours, theirs)[1]
+    assert (alone[1] - alone[0]) < 0.75 * np.subtract(*metrics.auc_difference(labels, ours, theirs, group)[1][::-1])
+
+
+def test_rows_of_nobody_are_each_their_own() -> None:
+    found = metrics.clusters(np.array([7, 7, 0, 9, 0]), alone=0)
+    assert found[0] == found[1] and len(set(found.tolist())) == 4 and found.max() == 3
+    assert metrics.clusters(np.array([7, 7, 0, 9, 0])).tolist() == [1, 1, 0, 2, 0]
+    assert metrics.clusters(np.zeros(0, np.int64), alone=0).tolist() == []

@@ -245,3 +245,24 @@ def test_no_path_in_a_manifest_leads_out_of_its_folder(root: str, path: str) -> 
         reference = Reference(uri, storage.write_json(uri, part))
         with pytest.raises(StorageError, match="leads out of the feature store"):
             Part.load(reference)
+
+
+def test_a_large_object_is_sent_as_it_is_written_and_half_of_one_is_taken_away(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not by way of a local disk, which may be smaller."""
+    monkeypatch.setattr(storage, "AT_ONCE_BYTES", 1 << 20)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    piece = bytes(range(256)) * 4096
+    uri = f"{bucket}/large"
+    with storage.writer(uri) as file:
+        for _ in range(12):
+            file.write(piece)
+            assert not list(tmp_path.iterdir())
+    assert storage.digest_file(uri) == hashlib.sha256(piece * 12).hexdigest()
+    for pieces in (1, 12):
+        with pytest.raises(RuntimeError), storage.writer(f"{uri}-{pieces}") as file:
+            for _ in range(pieces):
+                file.write(piece[: len(piece) - (pieces == 1)])
+            raise RuntimeError
+        assert not storage.exists(f"{uri}-{pieces}")

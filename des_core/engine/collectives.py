@@ -225,8 +225,12 @@ def heartbeat(lost: Callable[[int, float], None]) -> Iterator[None]:
     def beat() -> None:
         seen, since = -1, time.monotonic()
         while not ended.wait(BEAT_S):
-            store.add(f"des/beat/{rank}", 1)
-            count = store.add(f"des/beat/{watched}", 0)
+            try:
+                store.add(f"des/beat/{rank}", 1)
+                count = store.add(f"des/beat/{watched}", 0)
+            except RuntimeError:
+                # The store is gone, which the other thread tells of in its time.
+                return
             now = answered[0] = time.monotonic()
             if count != seen:
                 seen, since = count, now

@@ -21,10 +21,13 @@ from numba import njit, uint32, uint64
 
 from des_core.data.hashing import splitmix64
 from des_core.engine.memory import Memory, prefetch
+from des_core.errors import UserError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 MAX_LOAD = 0.6
+MOST_SLOTS = int(MAX_LOAD * 2**32)
+"""An entry holds 32 bits of the slot, and of the id as many as say where it is at home."""
 AHEAD = 16
 _HALF = np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
@@ -33,7 +36,16 @@ _NONE = np.uint64(0)
 
 
 def capacity_for(slots: int) -> int:
-    """The least power of two that holds ``slots`` at the maximum load."""
+    """The least power of two that holds ``slots`` at the maximum load.
+
+    Raises:
+        UserError: they are more than one index takes.
+    """
+    if slots > MOST_SLOTS:
+        raise UserError(
+            f"a worker would hold {slots:,} rows, and its index takes {MOST_SLOTS:,}; use more workers, or bound the "
+            "rows by table.max_rows or table.admit_count"
+        )
     return max(1024, 1 << int(np.ceil(np.log2(max(slots, 1) / MAX_LOAD))))
 
 
@@ -86,6 +98,7 @@ class Keys:
     def insert(self, ids: Array, tables: Array, counts: Array | int = 0, last: Array | int = 0) -> Array:
         """New slots of ids, none of which is here yet."""
         start, stop = self.used, self.used + len(ids)
+        capacity_for(stop)
         for column, values in zip(self._columns, (ids, tables, counts, last), strict=True):
             column.grow(stop)
             column.array[start:stop] = values

@@ -18,8 +18,10 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +32,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from des_core import log, storage
 from des_core.config import Config, parse_config
-from des_core.contracts import DAY_MICROS, LABEL, TIME, Dataset, Reference
+from des_core.contracts import LABEL, TIME, Dataset, Reference
 from des_core.data.batches import Lookups, Ownership, Stream, dense_values
 from des_core.data.prefetch import Pause
 from des_core.engine import checkpoint, index
@@ -48,6 +50,7 @@ from des_core.run import Day, Run, pin
 from des_core.secrets import hidden
 
 Array = np.ndarray[Any, np.dtype[Any]]
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 NAMED = 5
 """Samples that a refusal names."""
@@ -178,13 +181,14 @@ class Worker:
             due: whether something is to be done in a pause after a step.
         """
         days = bool(self.run.config.table.idle_days)
+        zone = ZoneInfo(self.run.config.source.timezone)
         while True:
             with self.profile.phase("read"):
                 batch = next(batches, None)
             if batch is None:
                 return
             # A batch belongs to the day of its newest sample.
-            newest = pc.max(batch.column(TIME)).as_py() // DAY_MICROS if days else None
+            newest = day_of(pc.max(batch.column(TIME)).as_py(), zone) if days else None
             new_day = newest if newest is not None and (day is None or newest > day) else None
             if due(step) or new_day is not None:
                 yield Due(day=new_day)
@@ -403,6 +407,11 @@ def make_shard(
         fields_O=fields_O,
         inputs_BM=inputs_BM,
     )
+
+
+def day_of(micros: int, zone: ZoneInfo) -> int:
+    """The day of an event time in the logs' time zone, in days since 1970."""
+    return (EPOCH + timedelta(microseconds=micros)).astimezone(zone).toordinal() - EPOCH.toordinal()
 
 
 def device_of(config: Config) -> torch.device:

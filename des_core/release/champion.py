@@ -6,11 +6,13 @@ folder, and the samples that both have are joined by their ids. A champion that 
 have cannot be compared.
 
 A day's run scores with the champion that was pinned, whoever is champion by then: the new rows are all rows of its
-window, which no model of this line was trained on. gate.reference must not have seen the test rows either.
+window, which no model of this line was trained on. The reference must not have seen the test rows either: a version
+that gate.reference names, or in a day's run the champion's forerunner of a week before.
 """
 
 from __future__ import annotations
 
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -38,6 +40,9 @@ STORED = ("name", "column", "kind", "separator", "weight", "derive", "form")
 
 BATCH = 8192
 
+REFERENCE_DAYS = 7
+"""Between a day's run and the champion that it is compared with beside the present one."""
+
 
 def score(run: Run) -> tuple[Reference, bool]:
     """``champion.json`` of the run, and whether it was there already.
@@ -51,16 +56,40 @@ def score(run: Run) -> tuple[Reference, bool]:
     """
     report = str(run.reference("report.json"))
     present, own = (run.day.champion, "") if run.day is not None else registry.standing(run)[:2]
-    referred = run.config.gate.reference
+    referred, given = _reference(run)
     known = _whole_record(run, report)
     if known is not None and not own and known.version != present:
         known = None
     if known is not None and known.reference == referred:
         return run.reference("champion.json"), True
     record = known or _compared(run, report, present)
-    reason, sha256 = _score_test(run, referred, "reference.parquet") if referred else ("", "")
-    changes = {"reference": referred, "reference_reason": reason, "reference_sha256": sha256}
+    reason, sha256 = "", ""
+    if referred:
+        try:
+            reason, sha256 = _score_test(run, referred, "reference.parquet")
+        except UserError as error:
+            if given:
+                raise
+            reason = str(error)
+    changes = {"reference_reason": reason, "reference_sha256": sha256, "reference_given": given}
+    changes["reference"] = referred
     return record.model_copy(update=changes).write(run.path("champion.json")), False
+
+
+def _reference(run: Run) -> tuple[str, bool]:
+    """The version that is compared as well, and whether the config names it."""
+    named = run.config.gate.reference
+    if named:
+        return named.removeprefix("none"), True
+    if run.day is None or not run.day.champion:
+        return "", False
+    week_ago = (date.fromisoformat(run.day.as_of) - timedelta(days=REFERENCE_DAYS)).isoformat()
+    champion = f"models:/{run.config.run.name}/{run.day.champion}"
+    for link in registry.chain(champion, run.config.registry.tracking_uri):
+        if link.as_of and link.as_of <= week_ago:
+            # The champion itself, where it is that old, is compared already.
+            return ("" if link.version == run.day.champion else link.version), False
+    return "", False
 
 
 def _compared(run: Run, report: str, version: str) -> Champion:

@@ -3,9 +3,10 @@
     accept  iff  every absolute bound holds  and  low(AUC(candidate) - AUC(champion)) > -max_auc_drop
                                         (rating:  high(RMSE(candidate) - RMSE(champion)) < max_rmse_rise)
 
-low and high are the ends of the difference's 95 % interval (DeLong; metrics.py): a candidate is not taken because too
-few rows could not tell that it is worse. The same rule holds against gate.reference, a version that stays, and with
-gate.slice_max_auc_drop among the rows of single values.
+low and high are the ends of the difference's 95 % interval (DeLong; by groups of rows where source.group names them;
+metrics.py): a candidate is not taken because too few rows could not tell that it is worse. The same rule holds against
+a reference, the champion of a week before or a version that gate.reference names, and with gate.slice_max_auc_drop
+among the rows of single values.
 
 Rows that cannot decide (fewer than min_samples, or hardly a second class) are inconclusive, and a champion that cannot
 score them is not comparable: in both cases the champion stays. Without a champion the absolute bounds alone decide.
@@ -29,10 +30,11 @@ import pyarrow.parquet as pq
 from des_core import metrics as measure
 from des_core import storage
 from des_core.config import GateConfig
-from des_core.contracts import Record, Reference
+from des_core.contracts import Dataset, Record, Reference
+from des_core.data.hashing import MISSING
 from des_core.errors import StorageError
 from des_core.release import checks, slices
-from des_core.release.checks import Check, Drift, Floats
+from des_core.release.checks import Check, Clusters, Drift, Floats
 from des_core.release.slices import Slice
 from des_core.run import Run
 
@@ -53,9 +55,11 @@ class Champion(Record):
     report: str
     """Reference of the report whose rows were scored."""
     reference: str = ""
-    """Version of gate.reference, whose scores of the same rows are in ``reference.parquet``."""
+    """Version of gate.reference, or of a week before, whose scores of the same rows are in ``reference.parquet``."""
     reference_reason: str = ""
     """Why the reference could not score them, or empty."""
+    reference_given: bool = True
+    """Whether the config names it; else it is the champion of a week before, without which the verdict is made too."""
     scores_sha256: str = ""
     """Of ``champion.parquet``, where the status is "scored"."""
     reference_sha256: str = ""
@@ -117,6 +121,7 @@ class _Findings:
 
     champion: Champion
     metrics: dict[str, float]
+    groups: pa.Table | None = None
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
     data: list[Check] = field(default_factory=list)
@@ -128,6 +133,13 @@ class _Findings:
     faults: dict[str, list[str]] = field(default_factory=dict)
     """Day -> what is wrong with its data."""
     doubts: list[tuple[Outcome, str]] = field(default_factory=list)
+
+    def groups_of(self, rows: pa.Table) -> Clusters | None:
+        """Numbers of the groups of rows with a column ``sample``; None where all rows are independent."""
+        if self.groups is None:
+            return None
+        place = pc.index_in(rows["sample"], value_set=self.groups["sample"].combine_chunks())
+        return measure.clusters(self.groups["group"].take(place).to_numpy(), MISSING)
 
     def verdict(self, outcome: Outcome, reasons: list[str]) -> Verdict:
         return Verdict(
@@ -166,6 +178,7 @@ def judge(
     new_rows: NewRows | None = None,
     table: Mapping[str, float] | None = None,
     sliced: Sliced | None = None,
+    groups: pa.Table | None = None,
 ) -> Verdict:
     """The verdict on a candidate's predictions ``(sample, label, probability)``.
 
@@ -174,9 +187,10 @@ def judge(
         reference: those of gate.reference.
         table: the last line of the report's table statistics.
         sliced: of the fields in gate.slices.
+        groups: ``(sample, group)``, the key of source.group; rows of a group are not independent.
     """
     labels, scores = _floats(candidate["label"]), _floats(candidate["probability"])
-    found = _Findings(champion, {"samples": float(len(labels))})
+    found = _Findings(champion, {"samples": float(len(labels))}, groups)
     if new_rows is not None:
         _data(bounds, task, new_rows, found)
     broken = int((~np.isfinite(scores)).sum())
@@ -184,7 +198,7 @@ def judge(
     if not broken and len(labels):
         own = measure.judge(task, labels, scores)
         found.metrics |= {name: float(own[name]) for name in checks.NAMES if own[name] is not None}
-        found.intervals |= measure.intervals(task, labels, scores)
+        found.intervals |= measure.intervals(task, labels, scores, found.groups_of(candidate))
     if not broken and not undecided:
         _own(bounds, task, table, found)
         _compared(bounds, task, candidate, scored, sliced or {}, found)
@@ -252,6 +266,7 @@ def verdict_of(run: Run) -> Verdict:
         new_rows=None if new_rows is None else NewRows.load(new_rows),
         table=history[-1],
         sliced={name: slices.of(run.dataset, name) for name in bounds.slices} if compared else {},
+        groups=slices.groups_of(run.dataset) if Dataset.load(run.dataset).has_group else None,
     )
     made_of = {"inputs": str(inputs), "new_rows": str(new_rows or ""), "bounds": run.config.verdict_digest}
     return verdict.model_copy(update=made_of)
@@ -307,8 +322,9 @@ def _compared(
     if rows is None:
         return
     both, columns = rows
+    groups = found.groups_of(both)
     for name, (values, texts) in sliced.items():
-        found.slices += slices.compare(bounds, both["sample"], columns, name, values, texts)
+        found.slices += slices.compare(bounds, both["sample"], columns, name, values, texts, groups)
     found.checks += slices.check(bounds, found.slices)
 
 
@@ -317,7 +333,10 @@ def _referred(bounds: GateConfig, task: str, candidate: pa.Table, reference: pa.
     champion = found.champion
     if champion.reference_reason:
         reason = f"the reference version {champion.reference} cannot be compared: {champion.reference_reason}"
-        _without(bounds, reason, found)
+        if champion.reference_given:
+            _without(bounds, reason, found)
+        else:
+            found.told.append(reason)
     elif reference is not None:
         _against(bounds, task, "reference", candidate, reference, found)
 
@@ -336,7 +355,7 @@ def _against(
     if broken:
         _without(bounds, f"version {version} cannot be compared: {broken:,} of its scores are not finite", found)
         return None
-    check, metrics, intervals = checks.against(bounds, task, role, version, columns)
+    check, metrics, intervals = checks.against(bounds, task, role, version, columns, found.groups_of(both))
     found.checks.append(check)
     found.metrics |= metrics
     found.intervals |= intervals

@@ -35,7 +35,7 @@ from des_core import remote, scratch, storage
 from des_core.addresses import SQLITE, sqlite_address, sqlite_path
 from des_core.config import Config
 from des_core.contracts import Record, Reference
-from des_core.errors import RegistryError, StorageError
+from des_core.errors import RegistryError, StorageError, of_system
 from des_core.release import lineage, tracking
 from des_core.release.gate import Verdict
 from des_core.run import Run
@@ -334,8 +334,13 @@ def _make_database(uri: str) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     folder = Path(path).absolute().parent.as_uri()
-    store = SqlAlchemyStore(sqlite_address(partial), folder)  # type: ignore[no-untyped-call]
-    store.engine.dispose()
+    try:
+        store = SqlAlchemyStore(sqlite_address(partial), folder)  # type: ignore[no-untyped-call]
+        store.engine.dispose()
+    except BaseException:
+        for left in Path(path).parent.glob(f"{Path(partial).name}*"):
+            left.unlink(missing_ok=True)
+        raise
     # Of two processes that made one the first wins: a link is refused where there is a file.
     if os.path.exists(path) and not os.path.getsize(path):
         os.remove(path)
@@ -387,6 +392,11 @@ def _client(uri: str) -> Iterator[MlflowClient]:
         except (MlflowException, SQLAlchemyError, CommandError, OSError, sqlite3.Error) as error:
             if _passes(uri, error):
                 raise tracking.unavailable(uri, error) from None
+            full = of_system(error) if isinstance(error, OSError) else None
+            if full is None and re.search(r"disk is full|disk I/O error|No space left", str(error)):
+                full = StorageError(f"{hidden(uri)}: the disk is full or at fault; make room and start it again")
+            if full is not None:
+                raise full from None
             line = " ".join(str(error).replace(uri, hidden(uri)).split())[:300]
             raise RegistryError(f"MLflow at {hidden(uri)} refused: {line}") from None
         finally:

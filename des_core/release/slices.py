@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 
 from des_core import metrics as measure
 from des_core.config import GateConfig
-from des_core.contracts import FILE, ROW, Dataset, Record, Reference
+from des_core.contracts import FILE, GROUP, ROW, Dataset, Record, Reference
 from des_core.data.batches import Stream
 from des_core.data.hashing import MISSING
-from des_core.release.checks import Check, Floats
+from des_core.release.checks import Check, Clusters, Floats
 
 MOST_VALUES = 20
 BATCH = 1 << 18
@@ -55,6 +55,15 @@ def of(dataset: Reference, field: str) -> tuple[pa.Table, dict[int, str]]:
     return pa.concat_tables(tables), {key: text for key, _, text in known.stats[field].top}
 
 
+def groups_of(dataset: Reference) -> pa.Table:
+    """Sample id and key of source.group of each test row."""
+    known = Dataset.load(dataset)
+    tables = []
+    for batch in Stream(dataset, "test", [GROUP, FILE, ROW]).batches(BATCH):
+        tables.append(pa.table({"sample": sample_ids(batch, known.files), "group": batch.column(GROUP)}))
+    return pa.concat_tables(tables)
+
+
 def compare(
     bounds: GateConfig,
     samples: pa.ChunkedArray,
@@ -62,6 +71,7 @@ def compare(
     field: str,
     values: pa.Table,
     texts: Mapping[int, str],
+    groups: Clusters | None = None,
 ) -> list[Slice]:
     """The slices of one field.
 
@@ -69,6 +79,7 @@ def compare(
         samples: ids of the rows.
         rows: their labels, candidate's scores and champion's scores.
         values, texts: as from ``of``.
+        groups: numbers of rows that are not independent.
     """
     place = pc.index_in(values["sample"], value_set=samples.combine_chunks())
     here = pc.is_valid(place)
@@ -85,7 +96,9 @@ def compare(
         labels, ours, theirs = (column[mine] for column in rows)
         if not 2 <= (labels > 0.5).sum() <= len(labels) - 2:
             continue
-        difference, (low, _) = measure.auc_difference(labels, ours, theirs)
+        difference, (low, _) = measure.auc_difference(
+            labels, ours, theirs, None if groups is None else measure.clusters(groups[mine])
+        )
         champion_auc = measure.auc(labels, theirs) or 0.0
         key = int(keys[at])
         text = "(missing)" if key == MISSING else texts.get(key) or f"key {key & (1 << 64) - 1:016x}"

@@ -138,6 +138,46 @@ def test_nothing_outlives_the_launcher(
     assert all(gone(pid) for pid in pids(tmp_path))
 
 
+def those_with(text: str) -> list[int]:
+    """Living processes with a text in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if text in line and _alive(int(path.parent.name)) and int(path.parent.name) != os.getpid():
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("births", range(4))
+def test_a_launcher_that_is_killed_while_workers_are_born_leaves_none(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, births: int
+) -> None:
+    """At its first, second ... process; each asks the kernel for its own end first of all."""
+    monkeypatch.setenv("DES_TEST_WORKER", "staying")
+    script = (
+        "from components._launch import launch\n"
+        "from des_core.config import load_config\n"
+        "from des_core.run import pin\n"
+        f"config = load_config('shop.toml', ('run.dir={tmp_path}/runs/shop',))\n"
+        f"launch('train', pin(config), module='{DOUBLE}')\n"
+    )
+    mark = f"{tmp_path}/runs/shop"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=worker_environment(2), stderr=subprocess.DEVNULL, start_new_session=True
+    ) as launcher:
+        end = time.monotonic() + 30
+        while len(those_with(mark)) < births + 1 and time.monotonic() < end:
+            time.sleep(0.005)
+        launcher.kill()
+    end = time.monotonic() + 15
+    while those_with(mark) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not those_with(mark)
+
+
 def test_a_step_whose_reader_is_gone_may_still_take_its_job_away(tmp_path: Path) -> None:
     (tmp_path / "step_double.py").write_text(
         "import sys, time\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from components import _stages
+from components import _runtime, _stages
 from des_core import storage
 from des_core.config import Config
 from des_core.contracts import Dataset
@@ -152,3 +152,21 @@ def test_two_names_share_a_folder_and_keep_their_features(tmp_path: Path) -> Non
     assert _stages.ingest(second).reference != reference
     assert _stages._ingested(first) and _stages._ingested(second)
     assert _stages.ingest(first).unchanged
+
+
+def test_days_are_not_counted_over_whole_logs_in_random_order(tmp_path: Path) -> None:
+    words = ("source.time=price", "table.idle_days=3")
+    with pytest.raises(ConfigError, match=r"table.idle_days counts the days .* set train.shuffle to false, or run day"):
+        _stages.resolve(config_of(tmp_path, *words))
+    assert _stages.resolve(config_of(tmp_path, *words, "train.shuffle=false")).reference == "all"
+
+
+def test_what_killed_runs_of_a_name_noted_goes_with_the_next(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    for holder in ("1:dead", "2:mine"):
+        storage.write_json(_runtime.status_uri(config, holder), {"done": {}})
+    other = config.model_copy(update={"run": config.run.model_copy(update={"name": "shop-2"})})
+    storage.write_json(_runtime.status_uri(other, "3:other"), {"done": {}})
+    _runtime.sweep_status(config, "2:mine")
+    left = storage.list_folder(storage.join(config.storage.root, "status"))
+    assert left == ["shop-2.3-other.json", "shop.2-mine.json"]

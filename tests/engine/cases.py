@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from des_core import storage
 from des_core.config import parse_config
 from des_core.contracts import Reference
 from des_core.engine import checkpoint
@@ -64,6 +66,24 @@ def train(
         answer["table"] = dict(zip(map(str, table.ids.tolist()), table.rows_SK.tolist(), strict=True))
         answer["statistics"] = table.statistics()
     return answer
+
+
+def slow_save(peers: Collectives, config: str, dataset: str, seconds: float) -> None:
+    """Train to the end, worker 1's list of files being late, and a stale one in its place."""
+    run = _run(config, dataset)
+    real = storage.write_json
+
+    def late(uri: str, value: Any) -> str:
+        if uri.endswith("worker-00001.json"):
+            real(uri, {"rows-00001.npy": "0" * 64})
+            time.sleep(seconds)
+        return real(uri, value)
+
+    storage.write_json = late
+    try:
+        Trainer(run, peers).train()
+    finally:
+        storage.write_json = real
 
 
 def report(peers: Collectives, config: str, dataset: str) -> None:
@@ -158,4 +178,4 @@ def imported(peers: Collectives) -> list[str]:
     return list(sys.modules)
 
 
-CASES = {"train": train, "report": report, "operator": operator, "imported": imported}
+CASES = {"train": train, "slow_save": slow_save, "report": report, "operator": operator, "imported": imported}

@@ -8,6 +8,7 @@ import pytest
 from des_core.engine import index
 from des_core.engine.index import Array, Keys
 from des_core.engine.memory import HUGE_PAGE, Memory
+from des_core.errors import UserError
 
 EDGES = np.array([0, -1, 1, 1 << 32, -(1 << 32), -(1 << 63), (1 << 63) - 1], np.int64)
 
@@ -125,3 +126,18 @@ def test_released_memory_reads_as_zero() -> None:
     memory.array[:] = 3
     memory.release(HUGE_PAGE // 2 + 1)
     assert (memory.array[:HUGE_PAGE] == 3).all() and not memory.array[HUGE_PAGE:].any()
+
+
+def test_more_rows_than_an_index_takes_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above 0.6 * 2^32 rows an entry's bits would not do, in silence."""
+    assert index.capacity_for(index.MOST_SLOTS) == 1 << 32
+    with pytest.raises(
+        UserError, match=r"a worker would hold 2,576,980,378 rows, and its index takes 2,576,980,377; use"
+    ):
+        index.capacity_for(index.MOST_SLOTS + 1)
+    keys = index.Keys()
+    monkeypatch.setattr(index, "MOST_SLOTS", 10)
+    keys.insert(np.arange(1, 11), np.zeros(10, np.uint16))
+    with pytest.raises(UserError, match="a worker would hold 11 rows"):
+        keys.insert(np.array([99]), np.zeros(1, np.uint16))
+    assert keys.used == 10 and keys.find(np.array([99])).tolist() == [-1]

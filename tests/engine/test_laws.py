@@ -142,6 +142,12 @@ def test_resumed_is_never_stopped(group: Callable[[int], Group], tmp_path: Path,
     assert (stopped["step"], resumed["step"]) == (13, 20)
     assert resumed["logits"] == whole["logits"]
     assert stopped["logits"] != whole["logits"]
+    curves = {}
+    for name in ("a", "b"):
+        # Of the two runs in b the later one went further.
+        written = [storage.read_json(str(path)) for path in (tmp_path / name).glob("runs/*/training.json")]
+        curves[name] = max(written, key=lambda training: training["steps"])["history"]
+    assert curves["a"] == curves["b"] and len(curves["a"]) == 20, "the loss curve too"
 
 
 def test_workers_may_change_on_resume(group: Callable[[int], Group], tmp_path: Path) -> None:
@@ -243,6 +249,41 @@ def test_resume_without_a_checkpoint_says_how_others_differ(group: Callable[[int
         train(group(1), tmp_path, resume=True, model={"factors": 8})
     with pytest.raises(AssertionError, match="no checkpoint of this config and data"):
         train(group(1), tmp_path, resume=True, train={"batch": 50})
+
+
+def test_neighbours_that_cannot_be_read_are_done_without(group: Callable[[int], Group], tmp_path: Path) -> None:
+    """Checkpoints of other runs lie in the same folder; some of them are damaged, half there, or something else."""
+    train(group(1), tmp_path, train={"max_steps": 2})
+    folder = tmp_path / "checkpoints"
+    for name, text in (("aaa", "no JSON"), ("bbb", '{"checkpoint": "x"}'), ("ccc", '{"other": 1}'), ("ddd", None)):
+        (folder / name).mkdir()
+        if text is not None:
+            (folder / name / "last.json").write_text(text)
+    gone = f"{folder}/eee/step-0000000001/manifest.json#sha256:{'0' * 64}"
+    (folder / "eee").mkdir()
+    (folder / "eee" / "last.json").write_text(f'{{"checkpoint": "{gone}"}}')
+    resumed = train(group(1), tmp_path, resume=True, train={"max_steps": 5})
+    assert resumed["step"] == 5
+
+
+def test_a_damaged_pointer_leads_to_the_newest_manifest(group: Callable[[int], Group], tmp_path: Path) -> None:
+    train(group(1), tmp_path, train={"max_steps": 2})
+    (pointer,) = (tmp_path / "checkpoints").glob("*/last.json")
+    whole = checkpoint.last(str(pointer.parent))
+    pointer.write_text("damaged")
+    assert whole is not None and checkpoint.last(str(pointer.parent)) == whole
+
+
+def test_a_manifest_waits_for_the_slowest_workers_file(group: Callable[[int], Group], tmp_path: Path) -> None:
+    """A file of an earlier attempt lies there; worker 1 replaces it late."""
+    config = tiny.config(tmp_path, train={"max_steps": 2, "workers": 2})
+    dataset = tiny.store(config)
+    arguments = {"config": config.model_dump_json(), "dataset": str(dataset)}
+    group(2).do("slow_save", **arguments, seconds=0.7)
+    (manifest,) = (tmp_path / "checkpoints").glob("*/*/manifest.json")
+    files = storage.read_json(str(manifest))["files"]
+    written = {path.name: storage.digest_file(str(path)) for path in manifest.parent.glob("*.npy")}
+    assert {name: digest for name, digest in files.items() if name.endswith(".npy")} == written
 
 
 def test_half_a_checkpoint_is_never_read(group: Callable[[int], Group], tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import ctypes
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from threading import Barrier
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from des_core.engine.eviction import beyond_budget
 from des_core.engine.index import Array, Keys
 from des_core.engine.memory import HUGE_PAGE, Memory, Rows
 from des_core.engine.table import Table, Touch, first_values
+from des_core.engine.worker import day_of
 
 WIDTH = 4
 
@@ -318,3 +321,18 @@ def test_first_values_depend_on_seed_and_id_alone() -> None:
     meet(other, ids[99::-1].copy(), 2)
     assert torch.equal(one.rows_SK[one.find(ids[:100])], other.rows_SK[other.find(ids[:100])])
     assert (one.rows_SK[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("moment", "zone", "day"),
+    [
+        ("2026-01-01T00:00:00+00:00", "UTC", 20_454),
+        ("2025-12-31T16:00:00+00:00", "Asia/Shanghai", 20_454),
+        ("2025-12-31T15:59:59+00:00", "Asia/Shanghai", 20_453),
+        ("2026-01-01T04:59:59+00:00", "America/New_York", 20_453),
+        ("2026-01-01T05:00:00+00:00", "America/New_York", 20_454),
+    ],
+)
+def test_a_day_is_one_of_the_logs_own_zone(moment: str, zone: str, day: int) -> None:
+    micros = int(datetime.fromisoformat(moment).timestamp() * 1e6)
+    assert day_of(micros, ZoneInfo(zone)) == day

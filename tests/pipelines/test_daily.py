@@ -361,9 +361,12 @@ def test_mistakes_are_told_in_one_line(week: Week, words: list[str], message: st
 
 def test_a_name_is_run_once_at_a_time(week: Week) -> None:
     lease.take(week.config, "somebody else")
+    run_log = Path(week.config.run.dir) / "run.log"
+    before = run_log.read_bytes()
     try:
         ended = des(week.folder, "run", "-c", "week.toml", "--as-of", DAYS[7])
         assert ended.code == 1 and "another run of week is at work (somebody else on " in ended.error
+        assert before and run_log.read_bytes() == before, "the log of the run that is at work"
     finally:
         lease.release(week.config, "somebody else")
     assert not storage.exists(lease.uri_of(week.config))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -121,6 +123,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         return registry.Found("shop", version, str(folders[version]))
 
     monkeypatch.setattr(registry, "fetch", fetch)
+    monkeypatch.setattr(registry, "chain", lambda uri, tracking: [])
     return folders
 
 
@@ -321,3 +324,44 @@ def test_a_reference_that_is_not_there_or_saw_the_rows_is_one_line(root: Path, r
     registered["7"] = root / "whole"
     with pytest.raises(ConfigError, match=r"gate\.reference = 7: no day's run in storage.root trained it"):
         champion.score(run)
+
+
+def test_a_day_is_compared_with_the_champion_of_a_week_before(
+    root: Path, registered: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drops that are within the bound each day add up; a version of long ago shows them."""
+
+    def chain(*days: str) -> None:
+        links = [SimpleNamespace(version=str(len(days) - number), as_of=day) for number, day in enumerate(days)]
+        monkeypatch.setattr(registry, "chain", lambda uri, tracking: links)
+
+    config = config_of(root, min_samples=10, max_psi=100)
+    first = run_of(config, DAYS[0])
+    export(root / "one", first)
+    export(root / "three", first, seed=4)
+    registered.update({"1": root / "one", "3": root / "three"})
+    run = evaluated(run_of(config, DAYS[1], "3"))
+    champion.score_new(run)
+    before = (date.fromisoformat(DAYS[1]) - timedelta(days=7)).isoformat()
+    chain(DAYS[0], DAYS[0], before)
+    found = Champion.load(champion.score(run)[0])
+    assert (found.version, found.reference, found.reference_given) == ("3", "1", False)
+    assert champion.score(run)[1], "kept"
+    assert pq.read_table(run.path("reference.parquet")).num_rows == pq.read_table(run.path("champion.parquet")).num_rows
+    verdict = Verdict.load(decide(run))
+    assert verdict.reference == "1" and "reference_auc" in verdict.metrics
+    chain(before)
+    assert Champion.load(champion.score(run)[0]).reference == "", "the champion itself is of a week before"
+    chain(DAYS[0])
+    assert Champion.load(champion.score(run)[0]).reference == "", "nobody is"
+    chain(DAYS[0], before)
+    for setting, wanted in (("none", ""), ("1", "1")):
+        other = run_of(config_of(root, reference=setting), DAYS[1], "3")
+        assert champion._reference(other) == (wanted, True)
+    # One that cannot score the rows is told, and the verdict is made without it.
+    registered["1"] = root / "gone"
+    chain(DAYS[0], DAYS[0], before)
+    record = Champion.load(champion.score(run)[0])
+    assert record.reference == "1" and "gone" in record.reference_reason
+    verdict = Verdict.load(decide(run))
+    assert verdict.verdict in ("accept", "reject") and "reference_auc" not in verdict.metrics

@@ -404,3 +404,21 @@ def test_predictions_that_are_not_the_reports_are_refused(tmp_path: Path) -> Non
     path.write_bytes(data)
     with pytest.raises(StorageError, match=r"predictions.parquet has other bytes than its manifest says"):
         decide(run)
+
+
+def test_rows_of_one_user_count_for_less_than_rows_of_many(tmp_path: Path) -> None:
+    """The bound is held by the interval over groups; that of independent rows stands beside it."""
+    labels, scores = predictions_of(4_000, 1.4, 1)
+    other = np.clip(scores + np.random.default_rng(2).normal(0, 0.02, 4_000), 0, 1)
+    names = [f"a:{row}" for row in range(4_000)]
+    candidate = pa.table({"sample": names, "label": labels, "probability": scores})
+    champion = pa.table({"sample": names, "probability": other})
+    groups = pa.table({"sample": names[::-1], "group": np.arange(4_000)[::-1] // 400})
+    record = NONE.model_copy(update={"status": "scored", "version": "9"})
+    found = judge(GateConfig(), "click", candidate, record, champion, groups=groups)
+    alone = judge(GateConfig(), "click", candidate, record, champion)
+    assert "rows of 10 groups, within" in found.reasons[-1] and "groups" not in alone.reasons[-1]
+    assert found.intervals["auc_difference_by_rows"] == alone.intervals["auc_difference"]
+    assert found.intervals["auc_difference"] != alone.intervals["auc_difference"]
+    assert found.metrics == alone.metrics
+    assert found.intervals["auc"] != alone.intervals["auc"]

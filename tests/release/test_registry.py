@@ -728,3 +728,30 @@ def test_a_run_that_is_judged_again_keeps_its_version(line: Line) -> None:
     found = registry.recorded(second)
     assert found is not None and found.gate == against("1").written_sha256
     assert registry.recorded(line.day(4, "2")) is None
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from des_core.errors import DesError
+from des_core.release import registry
+from tests.finished import finished_run
+from tests.release.test_registry import ACCEPT, export
+run = finished_run(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
+try:
+    registry.register(run, ACCEPT, export)
+except DesError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+@pytest.mark.parametrize("size", [50_000, 500_000])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_made(tmp_path: Path, size: int) -> None:
+    command = [sys.executable, "-c", FULL, str(tmp_path), str(size)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"StorageError: sqlite:.*: the disk is full or at fault; make room and start it again\n", done.stderr
+    )
+    assert not list((tmp_path / "runs/shop").glob("mlflow.db*"))
