@@ -32,6 +32,10 @@ class UnusableLogsError(DataError):
     """A raw log that is itself at fault: empty, broken or with too many bad records."""
 
 
+class NoLogsError(DataError):
+    """No raw log at all where days are expected: they may still come."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that does not fit the run, or is not whole."""
 

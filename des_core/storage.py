@@ -52,6 +52,8 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     if scheme not in ("s3", "gs") or not bucket:
         raise UserError(f"{uri}: write a place in storage as a path, s3://BUCKET/PATH or gs://BUCKET/PATH")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    if scheme == "gs":
+        endpoint = os.environ.get("STORAGE_EMULATOR_HOST", "")
     return _store(scheme, bucket, endpoint), f"{bucket}/{key}".rstrip("/")
 
 
@@ -64,7 +66,13 @@ def _store(scheme: str, bucket: str, endpoint: str) -> pafs.FileSystem:
 def _open(scheme: str, bucket: str, endpoint: str) -> pafs.FileSystem:
     try:
         if scheme == "gs":
-            filesystem = pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=REQUEST_S))
+            # An emulator, as all of Google's clients find it, asks for no credentials.
+            protocol, _, host = endpoint.rpartition("://")
+            place: dict[str, Any] = (
+                {"endpoint_override": host, "scheme": protocol or "http", "anonymous": True} if endpoint else {}
+            )
+            limit = timedelta(seconds=CONNECT_S if endpoint else REQUEST_S)
+            filesystem = pafs.GcsFileSystem(retry_time_limit=limit, **place)
         else:
             known = bool(endpoint or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"))
             region = None if known else pafs.resolve_s3_region(bucket)

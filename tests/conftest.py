@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -56,6 +57,32 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"bucket-{uuid.uuid4().hex[:8]}"
     urllib.request.urlopen(urllib.request.Request(f"{s3_server}/{name}", method="PUT")).close()
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def gs_server() -> Iterator[str]:
+    """Address of a local server of Google's storage API."""
+    from gcp_storage_emulator.server import create_server
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = create_server("127.0.0.1", port, in_memory=True)
+    server.start()
+    yield f"http://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def gs_bucket(gs_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of a new, empty bucket on that server."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gs_server)
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    request = urllib.request.Request(
+        f"{gs_server}/storage/v1/b?project=p", f'{{"name": "{name}"}}'.encode(), {"Content-Type": "application/json"}
+    )
+    urllib.request.urlopen(request).close()
+    return f"gs://{name}"
 
 
 FIRST = ("engine", "test_daily.py", "test_benchmarks.py", "test_end_to_end.py", "test_local.py", "test_peers.py")

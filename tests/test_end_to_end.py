@@ -175,7 +175,7 @@ def test_workers_make_no_difference(home: Path) -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_makes_no_difference(home: Path) -> None:
-    """Rows and dense part on the device, exchanged by NCCL: the same test AUC as on the CPU."""
+    """Rows and dense part on one device, which exchanges nothing: the same test AUC as on the CPU."""
     aucs = {}
     for device in ("cpu", "cuda"):
         words = [*DEMO, *settings("train.workers=1", f"train.device={device}", "run.dir=runs/device")]

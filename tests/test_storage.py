@@ -18,10 +18,18 @@ from des_core.errors import DataError, StorageError, UnavailableError, UserError
 
 
 @pytest.fixture(params=["path", "file", "s3"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder that is not there yet: as a path, as an address, and in a bucket."""
+def root_of_any_names(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """As ``root``; the server that stands for Google's takes names with signs in them apart, unlike the real one."""
     if request.param == "s3":
         return f"{request.getfixturevalue('bucket')}/store"
+    return ("file://" if request.param == "file" else "") + str(tmp_path / "store")
+
+
+@pytest.fixture(params=["path", "file", "s3", "gs"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder that is not there yet: as a path, as an address, and in a bucket."""
+    if request.param in ("s3", "gs"):
+        return f"{request.getfixturevalue('bucket' if request.param == 's3' else 'gs_bucket')}/store"
     return ("file://" if request.param == "file" else "") + str(tmp_path / "store")
 
 
@@ -88,18 +96,19 @@ def test_delete_takes_a_file_a_folder_or_nothing(root: str) -> None:
 ODD = ("a b", "100%25", "x#y", "who?", "{day}", "plus+", "[1]", "ü", "at@home", "q=1&r=2")
 
 
-def test_names_are_taken_as_they_stand(root: str) -> None:
+def test_names_are_taken_as_they_stand(root_of_any_names: str) -> None:
     for name in ODD:
-        storage.write_bytes(storage.join(root, name, name), name.encode())
-    assert storage.list_folder(root) == sorted(ODD)
+        storage.write_bytes(storage.join(root_of_any_names, name, name), name.encode())
+    assert storage.list_folder(root_of_any_names) == sorted(ODD)
     for name in ODD:
-        assert storage.list_folder(storage.join(root, name)) == [name]
-        assert storage.read_bytes(storage.join(root, name, name)) == name.encode()
-        storage.delete(storage.join(root, name, name))
-        assert not storage.exists(storage.join(root, name, name))
+        assert storage.list_folder(storage.join(root_of_any_names, name)) == [name]
+        assert storage.read_bytes(storage.join(root_of_any_names, name, name)) == name.encode()
+        storage.delete(storage.join(root_of_any_names, name, name))
+        assert not storage.exists(storage.join(root_of_any_names, name, name))
 
 
-def test_logs_are_found_by_day_glob_and_folder(root: str) -> None:
+def test_logs_are_found_by_day_glob_and_folder(root_of_any_names: str) -> None:
+    root = root_of_any_names
     days = ["2026-01-01", "2026-01-02"]
     for day in days:
         storage.write_bytes(f"{root}/logs {day}/clicks#1.csv", b"a,b\n")
@@ -108,7 +117,12 @@ def test_logs_are_found_by_day_glob_and_folder(root: str) -> None:
     assert paths.days_of_paths(f"{root}/logs {{day}}/*.csv", "csv") == dict(
         zip(days, [[w] for w in wanted], strict=True)
     )
-    for form in (f"{root}/**/*.csv", f"{root}/logs*/clicks#?.csv", f"{root}/logs {{day}}", wanted):
+    for form in (
+        f"{root}/**/*.csv",
+        f"{root}/logs*/clicks#?.csv",
+        f"{root}/logs {{day}}",
+        wanted,
+    ):
         assert paths.files_of(form, "csv") == wanted
     assert paths.digest_of(wanted[0]) == hashlib.sha256(b"a,b\n").hexdigest()
     with pytest.raises(DataError, match="no such file; correct the path"):
@@ -266,3 +280,15 @@ def test_a_large_object_is_sent_as_it_is_written_and_half_of_one_is_taken_away(
                 file.write(piece[: len(piece) - (pieces == 1)])
             raise RuntimeError
         assert not storage.exists(f"{uri}-{pieces}")
+
+
+def test_googles_store_that_does_not_answer_is_named_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        closed = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", closed)
+    monkeypatch.setattr(storage, "CONNECT_S", 0.5)
+    monkeypatch.setattr(storage.remote, "ELSEWHERE_S", 0.5)
+    started = time.monotonic()
+    with pytest.raises(UnavailableError, match=rf"^gs://somewhere at {closed} cannot be reached: .* \(waited \d+ s\)$"):
+        storage.exists("gs://somewhere/a")
+    assert time.monotonic() - started < 20

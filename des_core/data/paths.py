@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pyarrow import fs as pafs
 
 from des_core import storage
-from des_core.errors import DataError
+from des_core.errors import DataError, NoLogsError
 
 DAY = "{day}"
 
@@ -43,7 +43,7 @@ def files_of(paths: str | Sequence[str], form: str) -> list[str]:
     for path in as_list(paths):
         files = _expand(path, form)
         if not files:
-            raise DataError(_nothing(path, form))
+            raise _nothing(path, form)
         found.update(dict.fromkeys(files))
     return list(found)
 
@@ -60,7 +60,7 @@ def days_of_paths(paths: str | Sequence[str], form: str) -> dict[str, list[str]]
             raise DataError(f"source.path: {path} has no {DAY} but others have; give it to all or to none")
         files = _expand(path, form)
         if not files:
-            raise DataError(_nothing(path, form))
+            raise _nothing(path, form)
         for file in files:
             listed = days.setdefault(_day_in(file, path), [])
             if file not in listed:
@@ -87,12 +87,13 @@ def digest_of(path: str) -> str:
     return digest.hexdigest()
 
 
-def _nothing(path: str, form: str) -> str:
+def _nothing(path: str, form: str) -> DataError:
     if _kind(path) == pafs.FileType.Directory:
-        return f"{path}: no data files in this folder (endings: {', '.join(_ENDINGS[form])}, or none); correct the path"
+        ends = ", ".join(_ENDINGS[form])
+        return DataError(f"{path}: no data files in this folder (endings: {ends}, or none); correct the path")
     if DAY in path:
-        return f"{path}: no files for any date; {DAY} stands for dates like 2026-01-31"
-    return f"{path}: no such file; correct the path"
+        return NoLogsError(f"{path}: no files for any date; {DAY} stands for dates like 2026-01-31")
+    return DataError(f"{path}: no such file; correct the path")
 
 
 def _kind(path: str) -> pafs.FileType:

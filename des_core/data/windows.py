@@ -5,7 +5,7 @@
                                   <------------- train ----------------------> <test>
 
 The cut is an event time: D's last ``eval.tail`` rows, by time, are at or after it, and no row of the same time is
-before it. Parts are in time order, so a cut is a row number, found through the row groups' statistics.
+before it. Parts are in time order, so a cut is a row number, found by halving: a few row groups' times are read.
 
 Dims: R rows of a row group.
 """

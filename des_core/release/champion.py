@@ -67,7 +67,8 @@ def score(run: Run) -> tuple[Reference, bool]:
     if referred:
         try:
             reason, sha256 = _score_test(run, referred, "reference.parquet")
-        except UserError as error:
+        except (UserError, StorageError) as error:
+            # The run does without one that nobody asked for.
             if given:
                 raise
             reason = str(error)

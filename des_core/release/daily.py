@@ -27,7 +27,7 @@ from des_core.contracts import Dataset, FieldSpec, Record
 from des_core.data import features, windows
 from des_core.data.digests import Digests
 from des_core.data.parts import PartManifest, manifest_uri
-from des_core.errors import ConfigError, DataError, UserError
+from des_core.errors import ConfigError, DataError, NoLogsError, UserError
 from des_core.release import registry
 from des_core.run import Day, Run, pin, relative_to_root, reopen, under_root
 
@@ -76,9 +76,7 @@ def closed(config: Config, as_of: str) -> dict[str, list[str]]:
     """Day -> raw files of the days up to ``as_of`` whose logs are complete, oldest first."""
     try:
         files = features.day_files(config)
-    except DataError as error:
-        if "no files for any date" not in str(error):
-            raise
+    except NoLogsError:
         return {}
     earliest = (date.fromisoformat(as_of) - timedelta(days=config.recurring.max_days - 1)).isoformat()
     return {day: paths for day, paths in files.items() if earliest <= day <= as_of and _ready(config, day)}

@@ -86,7 +86,7 @@ def test_workers_get_their_arguments_and_threads_and_their_events_are_shown(
             r"worker 1 was killed \(SIGKILL; out of memory\?\) at step 7; see .*train.log; "
             r"go on with: des train -c FILE --resume",
         ),
-        ("frozen", WorkerError, r"worker 1 has not answered for 1 s \(killed, frozen or cut off\) at step 0; see .*"),
+        ("frozen", WorkerError, r"worker 1 has not answered for \d s \(killed, frozen or cut off\) at step 0; see .*"),
         (
             "crashed",
             WorkerError,

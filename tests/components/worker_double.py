@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from des_core import log
@@ -38,11 +39,14 @@ def killed() -> None:
 
 
 def frozen() -> None:
-    if RANK == 1:
-        os.kill(os.getpid(), signal.SIGSTOP)
-    time.sleep(1)
-    leave(1, "worker 1 has not answered for 1 s (killed, frozen or cut off)")
-    os._exit(1)
+    from des_core.engine import collectives, worker
+
+    collectives.BEAT_S, collectives.SILENCE_S = 0.1, 1.0
+    with collectives.heartbeat(partial(worker._lost, RANK)):
+        if RANK == 1:
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(60)
 
 
 def stuck_at_the_end() -> None:

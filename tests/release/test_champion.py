@@ -18,12 +18,10 @@ from des_core.contracts import Dataset, FieldSpec, Segment
 from des_core.data import features, windows
 from des_core.data.batches import field_values, ids_of
 from des_core.data.encoding import fields_of, specs_of
-from des_core.engine import checkpoint, index
 from des_core.engine.models import build
 from des_core.errors import ConfigError, RegistryError
-from des_core.release import champion, registry
+from des_core.release import champion, registry, serving
 from des_core.release.gate import Champion, NewRows, Verdict, decide
-from des_core.release.serving import Description
 from des_core.run import Day, Run, pin
 
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
@@ -93,21 +91,7 @@ def export(folder: Path, run: Run, fields: tuple[FieldSpec, ...] | None = None, 
     ids = np.unique(np.concatenate(keys))
     model = build(run.config.model, len(fields), 0, seed)
     rows = np.random.default_rng(seed).normal(0, 0.3, (len(ids), model.row_width)).astype(np.float32)
-    entries = np.zeros(index.capacity_for(len(ids)), np.uint64)
-    index.place(entries, ids, 0, len(ids))
-    arrays = {"index.npy": np.concatenate([entries.view(np.int64), ids]), "rows.npy": rows}
-    digests = {name: checkpoint.write_array(str(folder / name), array) for name, array in arrays.items()}
-    digests["dense.safetensors"] = storage.write_bytes(str(folder / "dense.safetensors"), checkpoint.dense_bytes(model))
-    Description(
-        code_version="0",
-        run_key=run.key,
-        task="click",
-        config=run.config,
-        fields=fields,
-        capacity=len(entries),
-        rows=len(ids),
-        sha256=digests,
-    ).write(str(folder / "des.json"))
+    serving.write(str(folder), run.key, run.config, "click", fields, ids, rows, model)
 
 
 @pytest.fixture
@@ -332,7 +316,7 @@ def test_a_day_is_compared_with_the_champion_of_a_week_before(
     """Drops that are within the bound each day add up; a version of long ago shows them."""
 
     def chain(*days: str) -> None:
-        links = [SimpleNamespace(version=str(len(days) - number), as_of=day) for number, day in enumerate(days)]
+        links = [SimpleNamespace(version=str(3 - number), as_of=day) for number, day in enumerate(days)]
         monkeypatch.setattr(registry, "chain", lambda uri, tracking: links)
 
     config = config_of(root, min_samples=10, max_psi=100)
