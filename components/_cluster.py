@@ -16,7 +16,7 @@ import threading
 import time
 from contextlib import suppress
 
-from components._launch import MODULES, THREADS, Role, explain, pace
+from components._launch import LEAVE_S, LEAVING, MODULES, THREADS, Role, explain, pace
 from components._progress import Progress
 from components._tied import told_to_end
 from des_core import log, storage
@@ -156,13 +156,17 @@ class _Story:
         self.run, self.role, self._progress = run, role, progress
         self.path = run.path(f"{role}.log")
         self.step = 0
+        self.left_at = 0.0
+        """When worker 0 said that all is done, by the monotonic clock; 0: it has not."""
         self.lines: list[str] = []
 
     def hear(self, line: str) -> None:
         """Take one line."""
         self.lines.append(line)
         event = log.parse_event(line.strip())
-        if event:
+        if event.get("event") == LEAVING:
+            self.left_at = self.left_at or time.monotonic()
+        elif event:
             self.step = int(event["step"]) if event["event"] in ("step", "resume") else self.step
             self._progress.show(event)
         elif not sys.stderr.isatty():
@@ -222,6 +226,11 @@ def _wait(jobs: Jobs, job: Job, cluster: ClusterConfig, story: _Story) -> State:
         _add_trouble(spent_s, before, state, passed_s)
         if state.ended:
             return state
+        if story.left_at and now - story.left_at > LEAVE_S and _finished(story.role, story.run):
+            # All workers have met for the last time; one is frozen on its way out.
+            log.emit("left", job=job.name, why="its work is done, and a worker has not ended; the job is deleted")
+            jobs.delete(job)
+            return State("succeeded", "its work was done")
         if state.phase != before.phase or _name(state) != _name(before):
             told = -TELL_S
         before = state

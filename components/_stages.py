@@ -242,6 +242,8 @@ def evaluate(run: Run) -> Done:
         raise UserError(f"{run.path('training.json')}: this config and data were not trained; run des train first")
     finished = _evaluated(run)
     if not finished:
+        for name in ("report.json", "predictions.parquet"):
+            storage.delete(run.path(name))
         launch("evaluate", run)
     _, kept = champion.score(run)
     page = report.write(run)

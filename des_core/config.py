@@ -662,6 +662,9 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = (), in_pods: bool
     if in_pods or config.cluster.backend == "pytorchjob":
         config = _for_cluster(config, relative, origin)
     run_dir = os.path.abspath(config.run.dir or os.path.join("runs", config.run.name))
+    for key, path in (("run.dir", run_dir), ("storage.root", config.storage.root)):
+        if "://" not in path and re.search("%[0-9A-Fa-f]{2}", path):
+            raise ConfigError(f"{origin}: {key} = {path!r}: MLflow reads such a % as an escape; choose another folder")
     return config.model_copy(
         update={
             "run": config.run.model_copy(update={"dir": run_dir}),

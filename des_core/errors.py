@@ -79,6 +79,8 @@ def of_system(error: OSError) -> DesError | None:
         return StorageError(f"{told}; make room and start it again, what is done is kept")
     if error.errno in TOO_MANY:
         return StorageError(f"{told}; raise the limit (ulimit -n)")
+    if error.errno == errno.ENOENT and error.filename:
+        return StorageError(f"{told}; was it deleted meanwhile?")
     if error.errno == errno.EIO:
         return StorageError(f"{told}; the disk or the network file system is at fault")
     return None

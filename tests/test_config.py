@@ -395,3 +395,10 @@ def test_what_a_process_knows_to_be_secret_is_hidden(monkeypatch: pytest.MonkeyP
         "x", why="cannot reach https://hooks.example.com/services/T0/very-hidden"
     )
     assert secrets.host_only("https://u:p@hooks.example.com/a/b?c") == "https://***@hooks.example.com/***"
+
+
+@pytest.mark.parametrize("override", ["run.dir=/data/100%25", "storage.root=/data/a%2Fb"])
+def test_a_folder_that_mlflow_would_misread_is_refused_before_anything_is_done(base: Path, override: str) -> None:
+    assert "MLflow reads such a % as an escape; choose another folder" in fault(base, override)
+    assert load_config(base, ("run.dir=/data/50% off",)).run.dir == "/data/50% off"
+    assert load_config(base, ("storage.root=s3://bucket/a%20b",)).storage.root == "s3://bucket/a%20b"

@@ -130,6 +130,18 @@ def test_worker_0_is_heard_and_its_log_kept(tmp_path: Path, capfd: pytest.Captur
     assert storage.read_bytes(run.path("train.log")).decode().splitlines() == list(lines)
 
 
+def test_a_worker_that_freezes_on_its_way_out_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pod would run until cluster.deadline_s; the results are there."""
+    monkeypatch.setattr(_cluster, "LEAVE_S", 0.1)
+    run = untrained(tmp_path)
+    jobs = Scripted(*[State("running")] * 50, lines=("event=step step=7 of=10", "event=leaving worker=0"))
+    finished = threading.Timer(0.3, trained(run))
+    finished.start()
+    _cluster.launch("train", run, jobs=jobs)
+    finished.join()
+    assert jobs.deleted == [jobs.submitted[0].name]
+
+
 def fell(reason: str, *lines: str, message: str = "", code: int = 1) -> Fallen:
     return Fallen("shop-worker-1", reason, message, code, "", lines)
 
