@@ -18,11 +18,11 @@ import torch
 
 from des_core import log
 from des_core.config import ModelConfig, OptimizerConfig, TableConfig
-from des_core.data.batches import BUCKETS
-from des_core.engine import checkpoint
+from des_core.data.feed.batches import BUCKETS
 from des_core.engine.models import build
-from des_core.engine.optimizer import DenseRule, state_width
-from des_core.engine.table import Table
+from des_core.engine.weights import checkpoint
+from des_core.engine.weights.optimizer import DenseRule, state_width
+from des_core.engine.weights.table import Table
 
 CHUNK = 1 << 18
 

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 from des_core.config import TableConfig
-from des_core.data.batches import ids_of
-from des_core.engine import index
-from des_core.engine.memory import Memory
-from des_core.engine.table import Table
+from des_core.data.feed.batches import ids_of
+from des_core.engine.weights import index
+from des_core.engine.weights.memory import Memory
+from des_core.engine.weights.table import Table
 from des_core.log import format_event
 
 PIECE = 1 << 18

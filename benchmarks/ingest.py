@@ -22,7 +22,7 @@ import pyarrow.csv as pacsv
 
 from des_core.config import Config, parse_config
 from des_core.contracts import Dataset
-from des_core.data.features import ingest
+from des_core.data.store.features import ingest
 from des_core.log import format_event
 
 # Distinct values of Criteo's 26 categories in its first million rows or so, rounded.

@@ -45,12 +45,12 @@ import mlflow  # noqa: E402
 
 from des_core import storage  # noqa: E402
 from des_core.config import Config, parse_config  # noqa: E402
-from des_core.data.batches import NUMBER, ids_of  # noqa: E402
-from des_core.data.encoding import fields_of, specs_of  # noqa: E402
-from des_core.data.hashing import hash_values  # noqa: E402
+from des_core.data.feed.batches import NUMBER, ids_of  # noqa: E402
+from des_core.data.read.hashing import hash_values  # noqa: E402
+from des_core.data.store.encoding import fields_of, specs_of  # noqa: E402
 from des_core.engine.models import build  # noqa: E402
 from des_core.log import parse_event  # noqa: E402
-from des_core.release import serving  # noqa: E402
+from des_core.release.serve import serving  # noqa: E402
 
 BATCH = 1000
 ZIPF = 1.2
@@ -253,7 +253,7 @@ def registered(root: Path, uri: str, config: Config, values: int) -> mlflow.Mlfl
         export(folder / "model", config, values, seed)
         mlflow.pyfunc.save_model(
             folder / "logged",
-            loader_module="des_core.release.pyfunc",
+            loader_module="des_core.release.serve.pyfunc",
             data_path=str(folder / "model"),
             pip_requirements=["mlflow"],
         )

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from des_core.config import OptimizerConfig
-from des_core.engine.optimizer import apply, state_width, update_rows
-from des_core.engine.pooling import pool, reference
+from des_core.engine.weights.optimizer import apply, state_width, update_rows
+from des_core.engine.weights.pooling import pool, reference
 from des_core.log import format_event
 
 RULES = get_args(OptimizerConfig.model_fields["name"].annotation)

@@ -24,7 +24,7 @@ from typing import BinaryIO, Literal
 from components._progress import Progress
 from des_core import log, scratch, storage
 from des_core.errors import DesError, UserError, WorkerError
-from des_core.release import cache
+from des_core.release.serve import cache
 from des_core.run import Run
 
 Role = Literal["train", "evaluate"]

@@ -19,7 +19,7 @@ from des_core import log, storage
 from des_core.config import Config, parse_config
 from des_core.contracts import Reference
 from des_core.errors import DamagedError, DesError, of_system
-from des_core.release import lease
+from des_core.recurring import lease
 from des_core.run import Run, reopen
 from des_core.secrets import hidden
 
@@ -78,7 +78,7 @@ def sweep_status(config: Config, holder: str) -> None:
 
 def end(config: str, run_id: str, state: str, error: str) -> None:
     """Tell how the run ended, whatever happened to it, and give the lease back."""
-    from des_core.release import notice
+    from des_core.recurring import notice
 
     parsed = _config(config)
     holder, _ = holder_of(run_id)

@@ -21,7 +21,7 @@ from des_core.errors import ConfigError, DataError, StorageError, UserError
 from des_core.run import Run, features_uri, pin
 
 if TYPE_CHECKING:
-    from des_core.data.parts import PartManifest
+    from des_core.data.store.parts import PartManifest
 
 ALL, ABSENT = "all", "absent"
 """What a run may be about beside a day."""
@@ -64,8 +64,8 @@ def resolve(config: Config, as_of: str = "") -> Done:
     Raises:
         UserError: logs are missing, the registry does not answer, or ``as_of`` is not understood.
     """
-    from des_core.data import features
-    from des_core.release import registry, tracking
+    from des_core.data.store import features
+    from des_core.release.registry import registry, tracking
 
     if "[[" in as_of or "{{" in as_of:
         raise ConfigError(
@@ -111,7 +111,7 @@ def _check_order(config: Config) -> None:
 
 def _resolve_day(config: Config, as_of: str, what: str) -> Done:
     """The day, once its logs are there; "absent" where they do not come and that may be."""
-    from des_core.release import daily
+    from des_core.recurring import daily
 
     day = daily.yesterday(config) if as_of == "yesterday" else daily.parse_day(as_of, "as_of")
     deadline = time.monotonic() + config.recurring.wait_hours * 3600
@@ -142,7 +142,7 @@ def ingest_and_pin(config: Config, as_of: str = ALL) -> Done:
 
 def _ingest_day(config: Config, as_of: str) -> Done:
     """Every closed day up to this one that is missing; then the window is pinned."""
-    from des_core.release import daily
+    from des_core.recurring import daily
 
     parts = day_parts(config, as_of)
     known = daily.pinned(config, as_of, parts)
@@ -166,7 +166,7 @@ def day_parts(config: Config, as_of: str) -> dict[str, PartManifest]:
     Raises:
         DataError: that day has no logs, or unusable ones.
     """
-    from des_core.release import daily
+    from des_core.recurring import daily
 
     files = daily.closed(config, as_of)
     if as_of not in files:
@@ -176,7 +176,7 @@ def day_parts(config: Config, as_of: str) -> dict[str, PartManifest]:
 
 def ingest(config: Config, day: str | None = None) -> Done:
     """Raw logs -> feature store."""
-    from des_core.data import features
+    from des_core.data.store import features
 
     uri = features_uri(config)
     before = storage.read_bytes(uri) if storage.exists(uri) else b""
@@ -194,8 +194,8 @@ def score(run: Run) -> Done:
     """``new_rows.json``: the champion on the window's rows, before anything is trained on them."""
     if run.day is None:
         return Done("whole logs: no row is new", str(run.reference("inputs.json")), unchanged=True)
-    from des_core.release import champion
-    from des_core.release.gate import NewRows
+    from des_core.release.judge import champion
+    from des_core.release.judge.gate import NewRows
 
     reference, kept = champion.score_new(run)
     record = NewRows.load(reference)
@@ -236,7 +236,8 @@ def evaluate(run: Run) -> Done:
     Raises:
         UserError: the run was not trained.
     """
-    from des_core.release import champion, report
+    from des_core.release.judge import champion
+    from des_core.release.report import report
 
     if not _trained(run):
         raise UserError(f"{run.path('training.json')}: this config and data were not trained; run des train first")
@@ -260,8 +261,9 @@ def gate(run: Run) -> Done:
     Raises:
         UserError: the run was not evaluated.
     """
-    from des_core.release import daily, report
-    from des_core.release.gate import Verdict, decide
+    from des_core.recurring import daily
+    from des_core.release.judge.gate import Verdict, decide
+    from des_core.release.report import report
 
     if not storage.exists(run.path("champion.json")):
         raise UserError(f"{run.path('report.json')}: this run was not evaluated; run des evaluate first")
@@ -280,8 +282,9 @@ def gate(run: Run) -> Done:
 
 def register(run: Run) -> Done:
     """``version.json``: the model in the registry, and its aliases."""
-    from des_core.release import registry, report
-    from des_core.release.gate import Verdict, same_verdict, verdict_of
+    from des_core.release.judge.gate import Verdict, same_verdict, verdict_of
+    from des_core.release.registry import registry
+    from des_core.release.report import report
 
     judged = run.reference("gate.json")
     if not same_verdict(judged, verdict_of(run)):
@@ -299,7 +302,7 @@ def register(run: Run) -> Done:
 
 def settled(config: Config, as_of: str = "") -> Run | None:
     """The run of this config and the present logs, if it is registered and all its results are there."""
-    from des_core.release import registry
+    from des_core.release.registry import registry
 
     run = _known_day(config, as_of) if as_of else pin(config) if _ingested(config) else None
     if run is None or not _evaluated(run) or not all(storage.exists(run.path(name)) for name in RESULTS):
@@ -314,8 +317,8 @@ def settled(config: Config, as_of: str = "") -> Run | None:
 
 def _judged(run: Run, sha256: str) -> bool:
     """Whether the verdict is the one that was registered, on the files that are there, by the config's bounds."""
-    from des_core.release import champion
-    from des_core.release.gate import Verdict
+    from des_core.release.judge import champion
+    from des_core.release.judge.gate import Verdict
 
     try:
         judged = run.reference("gate.json")
@@ -344,8 +347,9 @@ def _evaluated(run: Run) -> bool:
 
 def _known_day(config: Config, as_of: str) -> Run | None:
     """The day's run, if its logs are ingested as they are now and it was pinned."""
-    from des_core.data import digests, parts, sources
-    from des_core.release import daily
+    from des_core.data.read import sources
+    from des_core.data.store import digests, parts
+    from des_core.recurring import daily
 
     root = features_uri(config).rpartition("/")[0]
     known = digests.Digests(config.storage.root)
@@ -370,7 +374,8 @@ def headline(report: dict[str, Any]) -> dict[str, Any]:
 
 def _ingested(config: Config) -> bool:
     """Whether the feature store is made of this config and the raw files as they are now."""
-    from des_core.data import digests, features, parts, sources
+    from des_core.data.read import sources
+    from des_core.data.store import digests, features, parts
 
     uri = features_uri(config)
     if not storage.exists(uri):
@@ -400,15 +405,16 @@ def _trained(run: Run) -> bool:
 
 def _model(run: Run) -> tuple[str, pa.Table]:
     """The exported model's folder and a few raw records."""
-    from des_core.release import serving
+    from des_core.release.serve import serving
 
     return serving.export(run), example_rows(run)
 
 
 def example_rows(run: Run) -> pa.Table:
     """A few raw records with all of the model's columns, from the logs that the run is of; texts stay texts."""
-    from des_core.data import features, sources
-    from des_core.data.hashing import as_text
+    from des_core.data.read import sources
+    from des_core.data.read.hashing import as_text
+    from des_core.data.store import features
 
     source, fields = sources.source_of(run.config), Dataset.load(run.dataset).fields
     parts = features.source_files(run.config)

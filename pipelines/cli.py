@@ -89,7 +89,7 @@ def run(
 
     Over whole logs, or what one day or several bring.
     """
-    from des_core.release import daily
+    from des_core.recurring import daily
     from pipelines import summary
 
     if (from_ is None) != (to is None) or (as_of and from_):
@@ -140,7 +140,7 @@ app.add_typer(day_app, name="day")
 @day_app.command(name="list")
 def day_list(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """The days in quarantine."""
-    from des_core.release import daily
+    from des_core.recurring import daily
 
     held = daily.held_days(_load(config, set_))
     for day, record in held.items():
@@ -158,7 +158,7 @@ def day_accept(
     as_json: AsJson = False,
 ) -> None:
     """Let the next window train on a day in quarantine."""
-    from des_core.release import daily
+    from des_core.recurring import daily
 
     daily.accept(_load(config, set_), daily.parse_day(day, "the day"))
     _line("accepted", f"{day}: the next run's window takes it in")
@@ -192,7 +192,7 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Run the pipeline on Kubeflow, once."""
-    from des_core.release import daily
+    from des_core.recurring import daily
 
     # A pod knows better which day yesterday was, when it comes to run.
     day = "yesterday" if as_of == "yesterday" else daily.parse_day(as_of, "--as-of") if as_of else ""
@@ -294,7 +294,7 @@ def train(
     run = pin(_load(config, set_))
     done = _stages.train(run, resume, profile)
     if profile:
-        from des_core.release import profile as pages
+        from des_core.release.report import profile as pages
         from pipelines import summary
 
         phases, page = pages.write(run)
@@ -344,7 +344,8 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Score raw records with a registered model."""
-    from des_core.release import prediction, registry
+    from des_core.release.registry import registry
+    from des_core.release.serve import prediction
 
     if set_ and config is None:
         raise UserError("--set changes a config: give one with -c FILE")
@@ -379,7 +380,7 @@ def serve(
     # Requests are what runs side by side, not pieces of one.
     for name in _launch.THREADS:
         os.environ.setdefault(name, "1")
-    from des_core.release import prediction, server
+    from des_core.release.serve import prediction, server
 
     if set_ and config is None:
         raise UserError("--set changes a config: give one with -c FILE")
@@ -397,7 +398,8 @@ def lineage(
     as_json: AsJson = False,
 ) -> None:
     """Versions that led to a model, back to the first."""
-    from des_core.release import prediction, registry
+    from des_core.release.registry import registry
+    from des_core.release.serve import prediction
     from pipelines import summary
 
     if set_ and config is None:
@@ -418,7 +420,7 @@ def plan(
     """Bytes per exchange, and who owns which fields. Ingests what is not ingested yet."""
     from components import _stages
     from des_core.contracts import Dataset, Reference
-    from des_core.engine.plan import explain
+    from des_core.engine.exchange.plan import explain
     from pipelines import summary
 
     loaded = _load(config, set_)
@@ -438,7 +440,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Synthetic raw click logs."""
-    from des_core.data import synthetic
+    from des_core.data.read import synthetic
 
     files = synthetic.generate(str(out), days, rows_per_day, seed)
     _line("logs", f"{len(files)} days of {rows_per_day:,} rows in {out}")

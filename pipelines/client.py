@@ -27,7 +27,7 @@ from urllib3.exceptions import HTTPError
 
 from des_core.config import Config
 from des_core.errors import DesError, UserError
-from des_core.release import lineage
+from des_core.release.registry import lineage
 from pipelines.trigger import Trigger
 
 MARK = "des schedule: "

@@ -27,7 +27,8 @@ from components._tied import told_to_end
 from des_core import log, scratch, storage
 from des_core.config import Config
 from des_core.errors import DesError, UserError
-from des_core.release import cache, lease
+from des_core.recurring import lease
+from des_core.release.serve import cache
 from des_core.secrets import hidden
 
 EVENTS = ("step", "valid", "evaluate", "checkpoint", "resume", "warm_start", "job", "joined", "waiting", "deleted")

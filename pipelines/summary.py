@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from des_core import log, storage
-from des_core.release.gate import Verdict
-from des_core.release.lineage import Link
-from des_core.release.registry import Registered
+from des_core.release.judge.gate import Verdict
+from des_core.release.registry.lineage import Link
+from des_core.release.registry.registry import Registered
 from des_core.run import Run
 from des_core.secrets import hidden
 

@@ -13,7 +13,7 @@ import pytest
 
 from des_core import storage
 from des_core.contracts import Part, Reference
-from des_core.data import paths
+from des_core.data.read import paths
 from des_core.errors import DataError, StorageError, UnavailableError, UserError
 
 

@@ -25,7 +25,7 @@ from des_core import storage
 from des_core.config import Config, parse_config
 from des_core.contracts import FILE, LABEL, ROW, ROW_GROUP, Dataset, FieldSpec, FieldStats, Reference, Segment
 from des_core.contracts import Part as StorePart
-from des_core.data.parts import footer_of
+from des_core.data.store.parts import footer_of
 
 CLICKS = 0.25
 HELD = 64
@@ -171,8 +171,8 @@ def _manifest(case: Case, samples: int, config: Config, log: Path) -> Dataset:
 def _write_factors(case: Case, path: Path) -> None:
     """DES's own first values, table after table."""
     # Only here, so that other systems' processes do without numba.
-    from des_core.data.batches import ids_of
-    from des_core.engine.table import first_values
+    from des_core.data.feed.batches import ids_of
+    from des_core.engine.weights.table import first_values
 
     shape = (case.fields * case.table_rows, case.factors)
     partial = path.with_suffix(".partial.npy")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from des_core.data.hashing import splitmix64
+from des_core.data.read.hashing import splitmix64
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import torch
 
 from des_core import log, metrics, storage
 from des_core.contracts import FILE, GROUP, LABEL, ROW, Reference
-from des_core.data.batches import Stream
-from des_core.data.hashing import MISSING
-from des_core.engine.collectives import Collectives
-from des_core.engine.plan import home_edges
+from des_core.data.feed.batches import Stream
+from des_core.data.read.hashing import MISSING
+from des_core.engine.exchange.collectives import Collectives
+from des_core.engine.exchange.plan import home_edges
 from des_core.engine.worker import Worker, main
 from des_core.errors import UserError
 from des_core.run import Run

@@ -24,12 +24,12 @@ from pydantic import ValidationError
 
 from des_core import log, metrics, storage
 from des_core.contracts import FILE, GROUP, LABEL, ROW, TIME, Record, Reference
-from des_core.data.batches import Stream
-from des_core.data.prefetch import ahead
-from des_core.engine import checkpoint
-from des_core.engine.collectives import WAYS, Collectives, entry
+from des_core.data.feed.batches import Stream
+from des_core.data.feed.prefetch import ahead
 from des_core.engine.evaluator import columns, predict
-from des_core.engine.plan import Link, Traffic, balances, home_edges
+from des_core.engine.exchange.collectives import WAYS, Collectives, entry
+from des_core.engine.exchange.plan import Link, Traffic, balances, home_edges
+from des_core.engine.weights import checkpoint
 from des_core.engine.worker import Due, NotFinite, Ready, Worker, main
 from des_core.errors import CheckpointError, DesError, UserError
 from des_core.run import Run

@@ -33,18 +33,18 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from des_core import log, storage
 from des_core.config import Config, parse_config
 from des_core.contracts import LABEL, TIME, Dataset, Reference
-from des_core.data.batches import Lookups, Ownership, Stream, dense_values
-from des_core.data.prefetch import Pause
-from des_core.engine import checkpoint, index
-from des_core.engine.collectives import Collectives, heartbeat
+from des_core.data.feed.batches import Lookups, Ownership, Stream, dense_values
+from des_core.data.feed.prefetch import Pause
 from des_core.engine.dense import Home
-from des_core.engine.exchange import Exchange
+from des_core.engine.exchange.collectives import Collectives, heartbeat
+from des_core.engine.exchange.exchange import Exchange
+from des_core.engine.exchange.plan import Link, Traffic, combinations, home_edges, layout, link_of
+from des_core.engine.exchange.routes import Routes, routes
 from des_core.engine.operators import Shard
-from des_core.engine.optimizer import Decay, DenseRule, apply, state_width
-from des_core.engine.plan import Link, Traffic, combinations, home_edges, layout, link_of
 from des_core.engine.profile import Profile
-from des_core.engine.routes import Routes, routes
-from des_core.engine.table import Table, Touch
+from des_core.engine.weights import checkpoint, index
+from des_core.engine.weights.optimizer import Decay, DenseRule, apply, state_width
+from des_core.engine.weights.table import Table, Touch
 from des_core.errors import ConfigError, DesError, UserError, of_system
 from des_core.run import Day, Run, pin
 from des_core.secrets import hidden

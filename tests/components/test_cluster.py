@@ -18,7 +18,7 @@ from components._launch import launch as launch_anywhere
 from components._launch import worker_environment
 from des_core import storage
 from des_core.config import StorageConfig, load_config
-from des_core.data import features
+from des_core.data.store import features
 from des_core.errors import ConfigError, DesError, UserError, WorkerError
 from des_core.run import Run, pin
 from k8s.jobs import Job, State

@@ -11,10 +11,10 @@ from components import _runtime, _stages
 from des_core import storage
 from des_core.config import Config
 from des_core.contracts import Dataset
-from des_core.data import features
+from des_core.data.store import features
 from des_core.errors import ConfigError, DataError, RegistryError, UserError
-from des_core.release import daily
-from des_core.release.gate import Champion
+from des_core.recurring import daily
+from des_core.release.judge.gate import Champion
 from tests.finished import config_of, finished_run
 
 

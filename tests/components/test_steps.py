@@ -15,7 +15,7 @@ from components._stages import Done
 from des_core import log, storage
 from des_core.config import Config
 from des_core.errors import DataError, StorageError
-from des_core.release import lease
+from des_core.recurring import lease
 from des_core.run import Run
 from tests.finished import config_of, finished_run
 

@@ -39,7 +39,8 @@ def killed() -> None:
 
 
 def frozen() -> None:
-    from des_core.engine import collectives, worker
+    from des_core.engine import worker
+    from des_core.engine.exchange import collectives
 
     collectives.BEAT_S, collectives.SILENCE_S = 0.1, 1.0
     with collectives.heartbeat(partial(worker._lost, RANK)):

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from des_core.contracts import LABEL, ROW, ROW_GROUP, Dataset, FieldSpec, Part, Reference, Segment
-from des_core.data import batches
-from des_core.data.batches import Ownership, Stream, everything, field_values, ids_of
-from des_core.data.hashing import MISSING
-from des_core.data.parts import footer_of
+from des_core.data.feed import batches
+from des_core.data.feed.batches import Ownership, Stream, everything, field_values, ids_of
+from des_core.data.read.hashing import MISSING
+from des_core.data.store.parts import footer_of
 
 ROWS = {"2026-01-01": ROW_GROUP + 1000, "2026-01-02": 9 * ROW_GROUP + 5}
 

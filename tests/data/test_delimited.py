@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from des_core.data import blocks
-from des_core.data.delimited import Raw, read_delimited
+from des_core.data.read import blocks
+from des_core.data.read.delimited import Raw, read_delimited
 from des_core.errors import DataError
 
 

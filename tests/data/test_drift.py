@@ -10,11 +10,12 @@ import pytest
 
 from des_core.config import GateConfig, parse_config
 from des_core.contracts import FieldSpec
-from des_core.data import drift, synthetic
-from des_core.data.encoding import fields_of, specs_of
-from des_core.data.features import ingest
-from des_core.data.hashing import MISSING
-from des_core.data.parts import PartManifest, manifest_uri, write_rows
+from des_core.data.read import synthetic
+from des_core.data.read.hashing import MISSING
+from des_core.data.store import drift
+from des_core.data.store.encoding import fields_of, specs_of
+from des_core.data.store.features import ingest
+from des_core.data.store.parts import PartManifest, manifest_uri, write_rows
 
 CATEGORY = FieldSpec(name="c", column="c", table="c", kind="categorical")
 TAGS = FieldSpec(name="t", column="t", table="t", kind="multi")

@@ -18,10 +18,10 @@ import pytest
 from des_core import storage
 from des_core.config import Config, parse_config
 from des_core.contracts import FILE, GROUP, LABEL, ROW, ROW_GROUP, TIME, Dataset, Reference, Segment
-from des_core.data import order
-from des_core.data.batches import Stream
-from des_core.data.features import ingest, ingest_days, source_files
-from des_core.data.hashing import hash_text, splitmix64
+from des_core.data.feed.batches import Stream
+from des_core.data.read.hashing import hash_text, splitmix64
+from des_core.data.store import order
+from des_core.data.store.features import ingest, ingest_days, source_files
 from des_core.errors import DataError, StorageError
 
 FIELDS = [{"name": "user"}, {"name": "price", "kind": "numeric"}, {"name": "tags", "kind": "multi"}]
@@ -146,7 +146,7 @@ def test_spilling_changes_nothing(tmp_path: Path, make: Make, monkeypatch: pytes
     storage.delete(str(tmp_path / "root"))
     for name, value in (("RUN_BYTES", 1), ("FAN_IN", 2), ("MERGE_ROWS", 100)):
         monkeypatch.setattr(order, name, value)
-    monkeypatch.setattr("des_core.data.blocks.BLOCK_BYTES", 9000)
+    monkeypatch.setattr("des_core.data.read.blocks.BLOCK_BYTES", 9000)
     assert ingest(config) == once
     assert tree(tmp_path / "root") == bytes_once
 
@@ -536,8 +536,9 @@ def test_memory_does_not_grow_with_the_log(tmp_path: Path, make: Make) -> None:
     script = """
 import sys, pyarrow as pa
 from des_core.config import parse_config
-from des_core.data import blocks, order
-from des_core.data.features import ingest
+from des_core.data.read import blocks
+from des_core.data.store import order
+from des_core.data.store.features import ingest
 blocks.BLOCK_BYTES, order.RUN_BYTES, order.MERGE_ROWS = 1 << 18, 4 << 20, 512
 ingest(parse_config(sys.argv[1]))
 print(pa.default_memory_pool().max_memory())

@@ -14,10 +14,10 @@ import pytest
 from des_core import storage
 from des_core.config import Config, parse_config
 from des_core.contracts import GROUP, Dataset, FieldSpec, Part, Reference
-from des_core.data.dataset import settled_forms
-from des_core.data.features import ingest, ingest_days
-from des_core.data.forms import in_form, settle
-from des_core.data.parts import PartManifest
+from des_core.data.read.forms import in_form, settle
+from des_core.data.store.dataset import settled_forms
+from des_core.data.store.features import ingest, ingest_days
+from des_core.data.store.parts import PartManifest
 from des_core.errors import ConfigError, DataError
 
 

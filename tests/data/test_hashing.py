@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from des_core.data.hashing import MISSING, as_text, hash_text, hash_values, splitmix64
+from des_core.data.read.hashing import MISSING, as_text, hash_text, hash_values, splitmix64
 from des_core.errors import DataError
 
 WORD = (1 << 64) - 1

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from des_core.data import order
+from des_core.data.store import order
 
 
 @pytest.mark.parametrize(

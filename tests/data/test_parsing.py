@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from des_core.data.parsing import check_timezone, days_of, to_micros, to_numbers
+from des_core.data.read.parsing import check_timezone, days_of, to_micros, to_numbers
 from des_core.errors import ConfigError
 
 UTC = dt.UTC

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from des_core.data import digests
-from des_core.data.digests import Digests
-from des_core.data.paths import days_of_paths, digest_of, files_of
+from des_core.data.read.paths import days_of_paths, digest_of, files_of
+from des_core.data.store import digests
+from des_core.data.store.digests import Digests
 from des_core.errors import DataError
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from des_core.data.prefetch import Pause, ahead
+from des_core.data.feed.prefetch import Pause, ahead
 
 
 def test_items_come_in_order_and_one_is_made_ahead() -> None:

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from des_core.config import FieldConfig, SourceConfig
-from des_core.data import blocks
-from des_core.data.encoding import specs_of
-from des_core.data.sources import CRITEO_COLUMNS, Chunk, read
+from des_core.data.read import blocks
+from des_core.data.read.sources import CRITEO_COLUMNS, Chunk, read
+from des_core.data.store.encoding import specs_of
 from des_core.errors import ConfigError, DataError
 
 HINT = "; source.positive says which labels count as 1"

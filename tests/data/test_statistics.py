@@ -9,9 +9,18 @@ import pyarrow as pa
 import pytest
 
 from des_core.contracts import FieldSpec
-from des_core.data import statistics
-from des_core.data.hashing import MISSING, hash_text
-from des_core.data.statistics import Counter, Sketch, Sketcher, ValueTexts, distinct, merged, stats_of, with_statistics
+from des_core.data.read.hashing import MISSING, hash_text
+from des_core.data.store import statistics
+from des_core.data.store.statistics import (
+    Counter,
+    Sketch,
+    Sketcher,
+    ValueTexts,
+    distinct,
+    merged,
+    stats_of,
+    with_statistics,
+)
 
 CATEGORY = FieldSpec(name="c", column="c", table="c", kind="categorical")
 TAGS = FieldSpec(name="t", column="t", table="t", kind="multi")

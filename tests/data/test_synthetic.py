@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.csv as pacsv
 import pytest
 
-from des_core.data import synthetic
-from des_core.data.paths import days_of_paths, files_of
-from des_core.data.synthetic import FIELDS, day_name, generate
+from des_core.data.read import synthetic
+from des_core.data.read.paths import days_of_paths, files_of
+from des_core.data.read.synthetic import FIELDS, day_name, generate
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:

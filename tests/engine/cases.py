@@ -13,10 +13,11 @@ from torch import Tensor
 from des_core import storage
 from des_core.config import parse_config
 from des_core.contracts import Reference
-from des_core.engine import checkpoint
-from des_core.engine.collectives import Collectives
 from des_core.engine.evaluator import evaluate, predict
-from des_core.engine.exchange import Exchange
+from des_core.engine.exchange.collectives import Collectives
+from des_core.engine.exchange.exchange import Exchange
+from des_core.engine.exchange.plan import Plan, home_edges
+from des_core.engine.exchange.routes import routes
 from des_core.engine.models import Model
 from des_core.engine.operators import Operator, Shard
 from des_core.engine.operators.attention import FieldAttention
@@ -27,9 +28,8 @@ from des_core.engine.operators.fm import FactorizationMachine
 from des_core.engine.operators.fwfm import FieldWeightedMachine
 from des_core.engine.operators.inner_product import InnerProducts
 from des_core.engine.operators.lr import Linear
-from des_core.engine.plan import Plan, home_edges
-from des_core.engine.routes import routes
 from des_core.engine.trainer import Trainer
+from des_core.engine.weights import checkpoint
 from des_core.run import Run, pin
 
 

@@ -85,7 +85,7 @@ class Group:
 def _serve() -> None:
     import torch
 
-    from des_core.engine.collectives import Collectives
+    from des_core.engine.exchange.collectives import Collectives
     from tests.engine.cases import CASES
 
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from des_core.engine import checkpoint
+from des_core.engine.weights import checkpoint
 from tests.engine import tiny
 from tests.engine.group import Group
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from des_core.engine import collectives
+from des_core.engine.exchange import collectives
 
 STORE = """
 import sys, time
@@ -111,7 +111,7 @@ def test_a_barrier_of_two_gpus_blocks_the_host(tmp_path: object) -> None:
         pytest.skip("needs two CUDA devices: NCCL refuses two ranks on one")
     program = f"""
 import os, time, torch
-from des_core.engine.collectives import Collectives
+from des_core.engine.exchange.collectives import Collectives
 rank = int(os.environ["RANK"])
 torch.cuda.set_device(rank)
 peers = Collectives(torch.device("cuda", rank))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from des_core.engine import index
-from des_core.engine.index import Array, Keys
-from des_core.engine.memory import HUGE_PAGE, Memory
+from des_core.engine.weights import index
+from des_core.engine.weights.index import Array, Keys
+from des_core.engine.weights.memory import HUGE_PAGE, Memory
 from des_core.errors import UserError
 
 EDGES = np.array([0, -1, 1, 1 << 32, -(1 << 32), -(1 << 63), (1 << 63) - 1], np.int64)

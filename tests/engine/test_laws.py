@@ -12,7 +12,7 @@ import pytest
 
 from des_core import storage
 from des_core.contracts import Dataset
-from des_core.engine import checkpoint
+from des_core.engine.weights import checkpoint
 from des_core.errors import CheckpointError
 from tests.engine import tiny
 from tests.engine.group import Group

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from des_core.config import OptimizerConfig
-from des_core.engine import checkpoint
-from des_core.engine.optimizer import Decay, DenseRule, apply, state_width, update_rows
+from des_core.engine.weights import checkpoint
+from des_core.engine.weights.optimizer import Decay, DenseRule, apply, state_width, update_rows
 from tests.engine import tiny
 from tests.engine.group import Group
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from des_core.contracts import Dataset, FieldSpec, FieldStats, Segment
-from des_core.engine.placement import LOOKUP_SHARE, place
+from des_core.engine.exchange.placement import LOOKUP_SHARE, place
 from des_core.errors import ConfigError
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from des_core.config import ModelConfig
 from des_core.contracts import Dataset
+from des_core.engine.exchange.plan import Link, Plan, Traffic, combinations, explain, home_edges
 from des_core.engine.models import Model, build
-from des_core.engine.plan import Link, Plan, Traffic, combinations, explain, home_edges
 from des_core.errors import ConfigError
 from tests.engine import tiny
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from des_core.engine.pooling import pool, reference
+from des_core.engine.weights.pooling import pool, reference
 
 SAMPLES, OWNED, UNIQUE = 5, 3, 7
 

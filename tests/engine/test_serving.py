@@ -15,7 +15,7 @@ from des_core import storage
 from des_core.config import parse_config
 from des_core.contracts import Reference
 from des_core.errors import DataError, StorageError, UserError
-from des_core.release import serving
+from des_core.release.serve import serving
 from des_core.run import Run, pin
 from tests.engine import tiny
 from tests.engine.group import Group

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from des_core.config import TableConfig
-from des_core.engine import index
-from des_core.engine.eviction import beyond_budget
-from des_core.engine.index import Array, Keys
-from des_core.engine.memory import HUGE_PAGE, Memory, Rows
-from des_core.engine.table import Table, Touch, first_values
+from des_core.engine.weights import index
+from des_core.engine.weights.eviction import beyond_budget
+from des_core.engine.weights.index import Array, Keys
+from des_core.engine.weights.memory import HUGE_PAGE, Memory, Rows
+from des_core.engine.weights.table import Table, Touch, first_values
 from des_core.engine.worker import day_of
 
 WIDTH = 4

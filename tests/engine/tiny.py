@@ -26,8 +26,8 @@ from des_core.contracts import (
     Reference,
     Segment,
 )
-from des_core.data.hashing import MISSING
-from des_core.data.parts import footer_of
+from des_core.data.read.hashing import MISSING
+from des_core.data.store.parts import footer_of
 from des_core.run import Run, pin
 
 FIELDS = (

@@ -30,9 +30,10 @@ from components import _stages
 from des_core import storage
 from des_core.config import Config, load_config
 from des_core.contracts import FILE, ROW, TIME, Dataset, Reference
-from des_core.data.batches import Stream
+from des_core.data.feed.batches import Stream
 from des_core.errors import BusyError, DataError, UserError
-from des_core.release import daily, lease, registry
+from des_core.recurring import daily, lease
+from des_core.release.registry import registry
 from des_core.run import Day, Run, reopen, under_root
 from tests.pipelines.test_local import DES, ROOT, Ended, des, start
 

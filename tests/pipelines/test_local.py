@@ -28,11 +28,12 @@ from components import _stages
 from des_core import log, storage
 from des_core.config import StorageConfig, load_config
 from des_core.contracts import FILE, LABEL, ROW, Dataset, Reference
-from des_core.data import features
-from des_core.data.batches import Stream
+from des_core.data.feed.batches import Stream
+from des_core.data.store import features
 from des_core.errors import ConfigError, DesError, StorageError
-from des_core.release import champion, registry
-from des_core.release.gate import Champion, Verdict, decide
+from des_core.release.judge import champion
+from des_core.release.judge.gate import Champion, Verdict, decide
+from des_core.release.registry import registry
 from des_core.run import Run, pin
 from pipelines import cli
 from pipelines.training import compile_to

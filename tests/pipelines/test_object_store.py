@@ -8,8 +8,8 @@ from components import _stages
 from des_core import storage
 from des_core.config import Config, load_config
 from des_core.contracts import Reference
-from des_core.data import synthetic
-from des_core.release import registry
+from des_core.data.read import synthetic
+from des_core.release.registry import registry
 from des_core.run import Run, reopen
 
 DAYS = ("2026-01-01", "2026-01-02")

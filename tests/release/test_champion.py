@@ -15,13 +15,15 @@ import pytest
 from des_core import metrics, storage
 from des_core.config import Config, parse_config
 from des_core.contracts import Dataset, FieldSpec, Segment
-from des_core.data import features, windows
-from des_core.data.batches import field_values, ids_of
-from des_core.data.encoding import fields_of, specs_of
+from des_core.data.feed.batches import field_values, ids_of
+from des_core.data.store import features, windows
+from des_core.data.store.encoding import fields_of, specs_of
 from des_core.engine.models import build
 from des_core.errors import ConfigError, RegistryError
-from des_core.release import champion, registry, serving
-from des_core.release.gate import Champion, NewRows, Verdict, decide
+from des_core.release.judge import champion
+from des_core.release.judge.gate import Champion, NewRows, Verdict, decide
+from des_core.release.registry import registry
+from des_core.release.serve import serving
 from des_core.run import Day, Run, pin
 
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
@@ -222,7 +224,7 @@ def test_numbers_mean_what_they_meant_to_the_champion(root: Path, registered: di
     fields = Dataset.load(first.dataset).fields
     same = Dataset.load(run.dataset).model_copy(update={"fields": fields})
     reference = same.write(run.dataset.uri.replace("window-", "window-x"))
-    from des_core.release.serving import Scorer
+    from des_core.release.serve.serving import Scorer
 
     expected = Scorer(str(root / "one")).score_dataset(reference, "test")[2]
     np.testing.assert_allclose(found["1"], expected, rtol=0, atol=1e-7)
@@ -240,7 +242,7 @@ def test_other_definitions_are_ingested_again_apart_and_joined(root: Path, regis
     assert record.version == "1"
     table = pq.read_table(run.path("new_rows.parquet"))
     assert table["sample"].to_pylist() == samples(run, "train", "test")
-    from des_core.release.serving import Scorer
+    from des_core.release.serve.serving import Scorer
 
     day = run_of(old.config, DAYS[1])
     whole = Dataset.load(day.dataset)

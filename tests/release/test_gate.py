@@ -15,11 +15,11 @@ from components._stages import resolve
 from des_core import metrics, storage
 from des_core.config import GateConfig, parse_config
 from des_core.contracts import FILE, ROW, Dataset, Reference
-from des_core.data.hashing import MISSING
-from des_core.data.parts import footer_of
+from des_core.data.read.hashing import MISSING
+from des_core.data.store.parts import footer_of
 from des_core.errors import ConfigError, StorageError
-from des_core.release import slices
-from des_core.release.gate import Champion, NewRows, Verdict, decide, judge
+from des_core.release.judge import slices
+from des_core.release.judge.gate import Champion, NewRows, Verdict, decide, judge
 from tests.finished import finished_run, predictions_of, write_champion, write_predictions
 
 NONE = Champion(status="none", report="")

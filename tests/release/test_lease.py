@@ -10,7 +10,7 @@ import pytest
 
 from des_core import storage
 from des_core.errors import BusyError
-from des_core.release import lease
+from des_core.recurring import lease
 from tests.finished import config_of
 
 

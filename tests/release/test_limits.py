@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 import uvicorn
 
-from des_core.data.hashing import splitmix64
-from des_core.engine import index
+from des_core.data.read.hashing import splitmix64
+from des_core.engine.weights import index
 from des_core.errors import DamagedError, DataError, StorageError
-from des_core.release import cache, payload, registry, server, serving
-from des_core.release.limits import Limits, limits_of
+from des_core.release.registry import registry
+from des_core.release.serve import cache, payload, server, serving
+from des_core.release.serve.limits import Limits, limits_of
 from tests.finished import finished_run
 from tests.release.test_registry import ACCEPT
 from tests.release.test_server import RECORDS, Client, model_of, record
@@ -186,7 +187,7 @@ def test_more_values_than_are_read_at_once_are_refused_before_any_is(replica: tu
 
 MEMORY = """
 import resource, sys
-from des_core.release import server
+from des_core.release.serve import server
 loaded = server.Loaded("1", sys.argv[1], sys.argv[2])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 body = b'{"dataframe_records": [' + b",".join([b'{"user":"%07d","x":1}' % n for n in range(490_000)]) + b"]}"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from des_core import storage
-from des_core.release import profile, report
+from des_core.release.report import profile, report
 from tests.browser import Browser, chromium
 from tests.finished import finished_run
 from tests.release.examples import HOSTILE, days_run

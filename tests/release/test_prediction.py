@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from des_core.config import SourceConfig
-from des_core.data.sources import CRITEO_COLUMNS
+from des_core.data.read.sources import CRITEO_COLUMNS
 from des_core.errors import DataError
-from des_core.release import prediction
-from des_core.release.prediction import _fitting
+from des_core.release.serve import prediction
+from des_core.release.serve.prediction import _fitting
 
 
 def test_criteos_test_logs_have_one_column_less(tmp_path: Path) -> None:

@@ -28,8 +28,9 @@ from des_core import log, storage
 from des_core.addresses import sqlite_address, sqlite_path
 from des_core.contracts import Reference
 from des_core.errors import RegistryError, UnavailableError
-from des_core.release import lineage, prediction, registry, tracking
-from des_core.release.gate import Verdict
+from des_core.release.judge.gate import Verdict
+from des_core.release.registry import lineage, registry, tracking
+from des_core.release.serve import prediction
 from des_core.run import Day, Run
 from pipelines import cli, summary
 from tests.finished import config_of, finished_run
@@ -122,7 +123,7 @@ def test_the_artifact_is_the_export_without_pickle_and_without_what_stays_in_sto
     assert not [path for path in whole.rglob("*") if path.suffix in (".pkl", ".pyc", ".pickle")]
     assert len([path for path in whole.rglob("*") if path.is_file()]) < 12, "no copy of our own code"
     described = yaml.safe_load((whole / "MLmodel").read_text())
-    assert described["flavors"]["python_function"]["loader_module"] == "des_core.release.pyfunc"
+    assert described["flavors"]["python_function"]["loader_module"] == "des_core.release.serve.pyfunc"
     example = json.loads((whole / "input_example.json").read_text())
     assert example["columns"] == EXAMPLE.column_names
 
@@ -456,7 +457,7 @@ def silent_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-OPEN = "import sys; from des_core.release import registry\nwith registry._client(sys.argv[1]): pass"
+OPEN = "import sys; from des_core.release.registry import registry\nwith registry._client(sys.argv[1]): pass"
 
 
 def test_a_database_whose_making_was_killed_is_made_anew(tmp_path: Path) -> None:
@@ -734,7 +735,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from des_core.errors import DesError
-from des_core.release import registry
+from des_core.release.registry import registry
 from tests.finished import finished_run
 from tests.release.test_registry import ACCEPT, export
 run = finished_run(Path(sys.argv[1]))

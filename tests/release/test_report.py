@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from des_core import storage
-from des_core.release import report
-from des_core.release.figures import Axis
-from des_core.release.gate import Verdict, decide
+from des_core.release.judge.gate import Verdict, decide
+from des_core.release.report import report
+from des_core.release.report.figures import Axis
 from des_core.run import Day
 from tests.finished import finished_run, write_champion
 from tests.release.examples import HOSTILE, days_run

@@ -16,12 +16,13 @@ import pytest
 
 from des_core.config import Config, parse_config
 from des_core.contracts import Dataset
-from des_core.data.batches import ids_of
-from des_core.data.features import ingest
-from des_core.data.hashing import hash_values
+from des_core.data.feed.batches import ids_of
+from des_core.data.read.hashing import hash_values
+from des_core.data.store.features import ingest
 from des_core.engine.models import build
 from des_core.errors import DataError
-from des_core.release import prediction, pyfunc, registry, server, serving
+from des_core.release.registry import registry
+from des_core.release.serve import prediction, pyfunc, server, serving
 from tests.finished import finished_run
 from tests.release.test_registry import ACCEPT
 

@@ -21,13 +21,14 @@ import pyarrow as pa
 import pytest
 
 from des_core import storage
-from des_core.data.batches import ids_of
-from des_core.data.forms import in_form
-from des_core.data.hashing import hash_values
+from des_core.data.feed.batches import ids_of
+from des_core.data.read.forms import in_form
+from des_core.data.read.hashing import hash_values
 from des_core.engine.models import build
 from des_core.errors import DataError
 from des_core.log import parse_event
-from des_core.release import payload, registry, server, serving
+from des_core.release.registry import registry
+from des_core.release.serve import payload, server, serving
 from des_core.run import Run
 from tests.finished import config_of, dataset_of, finished_run
 from tests.release.test_registry import ACCEPT

@@ -9,7 +9,7 @@ import pytest
 from components import _stages
 from des_core.config import Config, load_config
 from des_core.errors import DataError, UserError
-from des_core.release import daily
+from des_core.recurring import daily
 
 TOML = """
 [run]

@@ -17,10 +17,10 @@ from torch import Tensor
 from benchmarks.peers.case import CROSS_LAYERS, Case
 from benchmarks.peers.head import Head
 from benchmarks.peers.store import config_of, dense_file, names, reference
-from des_core.data.batches import BUCKET_BITS, ids_of
-from des_core.data.prefetch import ahead
-from des_core.engine.collectives import Collectives
-from des_core.engine.plan import Link
+from des_core.data.feed.batches import BUCKET_BITS, ids_of
+from des_core.data.feed.prefetch import ahead
+from des_core.engine.exchange.collectives import Collectives
+from des_core.engine.exchange.plan import Link
 from des_core.engine.worker import Ready, Worker
 from des_core.run import pin
 

@@ -22,7 +22,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from des_core.engine.pooling import pool
+from des_core.engine.weights.pooling import pool
 
 
 @dataclass(frozen=True)

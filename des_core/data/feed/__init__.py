@@ -1,0 +1,1 @@
+"""Feature store -> the batches of one worker."""

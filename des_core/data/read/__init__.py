@@ -1,0 +1,1 @@
+"""Raw logs -> checked records, and the keys of their values."""

@@ -1,0 +1,1 @@
+"""Records -> feature store: ordered parts, their manifests, statistics and splits."""

@@ -1,0 +1,134 @@
+"""Sketches of a part's fields: made as its rows are written, or from its file, and kept beside it.
+
+    features/SPEC/PART/sketches-START-STOP.arrow    rows START to STOP; says whose they are, and can be made again
+
+Dims: R rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numba import njit, uint64
+
+from des_core import storage
+from des_core.contracts import ROW_GROUP, FieldSpec, Part
+from des_core.data.read.hashing import Array, hash_text, splitmix64
+from des_core.data.read.parsing import in_one
+from des_core.data.store.parts import damaged, open_rows
+from des_core.data.store.statistics import Sketch, Sketcher
+
+
+class Sketching:
+    """Sketches rows [start, stop) of a part, of which all rows from ``start`` on come by in order."""
+
+    def __init__(self, name: str, fields: Sequence[FieldSpec], start: int, stop: int) -> None:
+        self._stream = hash_text(pa.array([name])).view(np.uint64)[0]
+        self._fields = fields
+        self._sketchers = [Sketcher(field) for field in fields]
+        self._start, self._stop, self._row = start, stop, start
+
+    def add(self, table: pa.Table) -> None:
+        """Take in the next rows."""
+        table = table.slice(0, max(self._stop - self._row, 0))
+        if table.num_rows:
+            draws_R = _draws(self._stream, self._row, table.num_rows)
+            for field, sketcher in zip(self._fields, self._sketchers, strict=True):
+                sketcher.add(in_one(table.column(field.name)), draws_R)
+            self._row += table.num_rows
+
+    def save(self, root: str, part: Part, name: str) -> list[Sketch]:
+        """Put the sketches beside the part's rows."""
+        results = [sketcher.result() for sketcher in self._sketchers]
+        if self._row > self._start:
+            _write(_uri(root, name, self._start, self._row), results, _origin(part, self._fields))
+        return results
+
+
+def sketches(root: str, part: Part, name: str, fields: Sequence[FieldSpec], start: int, stop: int) -> list[Sketch]:
+    """Each field's sketch over rows [start, stop) of a part: those beside it, or new ones from its rows."""
+    known = _read(_uri(root, name, start, stop), _origin(part, fields))
+    if known is not None:
+        return known
+    sketching = Sketching(name, fields, start, stop)
+    try:
+        with open_rows(root, part) as file:
+            for group in range(start // ROW_GROUP, -(-stop // ROW_GROUP)):
+                table = file.read_row_group(group, columns=[field.name for field in fields], use_threads=False)
+                sketching.add(table.slice(max(start - group * ROW_GROUP, 0)))
+    except (OSError, pa.ArrowException) as error:
+        raise damaged(storage.join(root, part.path), error) from None
+    return sketching.save(root, part, name)
+
+
+def _uri(root: str, name: str, start: int, stop: int) -> str:
+    return storage.join(root, name, f"sketches-{start}-{stop}.arrow")
+
+
+def _origin(part: Part, fields: Sequence[FieldSpec]) -> str:
+    """What sketches are of: the rows' digest and the fields."""
+    return json.dumps({"rows": part.sha256, "fields": [field.model_dump(mode="json") for field in fields]})
+
+
+@njit(nogil=True, cache=True)
+def _draws(stream: Any, first: int, size: int) -> Array:
+    """Counter hashes of rows [first, first + size)."""
+    out = np.empty(size, np.uint64)
+    for i in range(size):
+        out[i] = splitmix64(stream ^ splitmix64(uint64(first + i)))
+    return out
+
+
+_SCALARS = {
+    "rows": pa.int64(),
+    "missing": pa.int64(),
+    "lookups": pa.int64(),
+    "mean": pa.float64(),
+    "squares": pa.float64(),
+}
+_ARRAYS = {
+    "keys": pa.int64(),
+    "counts": pa.int64(),
+    "registers": pa.uint8(),
+    "draws": pa.uint64(),
+    "sampled": pa.float32(),
+}
+
+
+def _write(uri: str, results: Sequence[Sketch], origin: str) -> None:
+    columns = {name: pa.array([getattr(sketch, name) for sketch in results], kind) for name, kind in _SCALARS.items()}
+    for name, kind in _ARRAYS.items():
+        columns[name] = pa.array([getattr(sketch, name) for sketch in results], pa.list_(kind))
+    table = pa.table(columns).replace_schema_metadata({"origin": origin})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    data = sink.getvalue().to_pybytes()
+    storage.write_bytes(uri, hashlib.sha256(data).digest() + data)
+
+
+def _read(uri: str, origin: str) -> list[Sketch] | None:
+    """The sketches at ``uri``, or None if there are none of that origin, or damaged ones: they can be made again."""
+    if not storage.exists(uri):
+        return None
+    try:
+        data = storage.read_bytes(uri)
+        if hashlib.sha256(data[32:]).digest() != data[:32]:
+            return None
+        table = pa.ipc.open_file(pa.BufferReader(data[32:])).read_all()
+    except pa.ArrowException:
+        return None
+    if (table.schema.metadata or {}).get(b"origin") != origin.encode():
+        return None
+    return [
+        Sketch(
+            **{name: table.column(name)[row].as_py() for name in _SCALARS},
+            **{name: table.column(name)[row].values.to_numpy() for name in _ARRAYS},
+        )
+        for row in range(table.num_rows)
+    ]

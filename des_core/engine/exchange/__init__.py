@@ -1,0 +1,1 @@
+"""What crosses the network: the plan, the collectives, and the exchange that joins operators to them."""

@@ -1,0 +1,1 @@
+"""Rows in memory and at rest: index, table, update rules, checkpoints."""

@@ -1,0 +1,1 @@
+"""Day after day: windows, pins, the lease, quarantine, notices."""

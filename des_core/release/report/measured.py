@@ -1,0 +1,226 @@
+"""Sections of the page that say what was measured: curves, bytes on the wire, workers, tables, data."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from des_core import metrics, storage
+from des_core.contracts import Dataset
+from des_core.release.report import figures
+from des_core.release.report.markup import (
+    Html,
+    bar,
+    bytes_text,
+    count,
+    cut,
+    figure,
+    lead,
+    section,
+    share,
+    soft,
+    table,
+    under,
+)
+from des_core.run import Run
+
+TOP_VALUES = 3
+SCORE_BINS = 24
+
+Document = dict[str, Any]
+
+
+class Scores(NamedTuple):
+    """What the page draws of the scores themselves."""
+
+    clicked: list[float]
+    """Share of the clicked samples in each bin of the prediction."""
+    others: list[float]
+    high: float
+    """The last bin's end."""
+    champion_auc: float = 0.0
+    champion_roc: tuple[list[float], ...] = ()
+    """The champion on the same rows; empty without one."""
+    champion_bins: tuple[dict[str, float], ...] = ()
+
+
+def scores(run: Run) -> Scores | None:
+    """Shares by bin of the prediction, and the champion's curves; None where the predictions cannot be drawn."""
+    ours = _predictions(run.path("predictions.parquet"))
+    clicked, predicted = ours["label"].to_numpy() > 0.5, ours["probability"].to_numpy()
+    if not len(predicted) or not np.isfinite(predicted).all() or clicked.all() or not clicked.any():
+        return None
+    high = float(np.quantile(predicted, 0.999)) or 1.0
+    binned = [
+        (np.histogram(predicted[part], SCORE_BINS, (0.0, high))[0] / part.sum()).tolist()
+        for part in (clicked, ~clicked)
+    ]
+    drawn = Scores(binned[0], binned[1], high)
+    if not storage.exists(run.path("champion.parquet")):
+        return drawn
+    theirs = _predictions(run.path("champion.parquet"))
+    place = pc.index_in(ours["sample"], value_set=theirs["sample"].combine_chunks())
+    found = pc.is_valid(place)
+    labels = ours["label"].filter(found).to_numpy()
+    probabilities = theirs["probability"].take(place.filter(found)).to_numpy()
+    area = metrics.auc(labels, probabilities) if len(labels) and np.isfinite(probabilities).all() else None
+    if area is None:
+        return drawn
+    bins = metrics.calibration_bins(labels, probabilities)
+    return Scores(*drawn[:3], area, tuple(metrics.roc(labels, probabilities)), tuple(bins))
+
+
+def _predictions(uri: str) -> pa.Table:
+    return pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+
+
+def curves(report: Document, rows_name: str, drawn: Scores | None, first: Html) -> Html:
+    """How it learned, how it ranks, how honest its probabilities are, how the table grew.
+
+    Args:
+        report: report.json.
+        rows_name: what the rows that judge are called.
+        drawn: what is drawn of the scores.
+        first: the figure of differences to other versions, or empty.
+    """
+    rating = report.get("task") == "rating"
+    key, name = ("rmse", "RMSE") if rating else ("auc", "AUC")
+    loss, what = ("mean squared error", "label") if rating else ("mean log loss", "click rate")
+    epochs = [epoch for epoch in report.get("epochs") or [] if epoch.get(key) is not None]
+    champion = drawn is not None and bool(drawn.champion_roc)
+    parts: list[Html] = []
+    if first:
+        parts.append(figure(f"{name} beside other versions", "difference on the same rows, 95 % interval", first))
+    if report.get("roc"):
+        lines = figures.roc_curve(
+            report["roc"], report["auc"], *((drawn.champion_roc, drawn.champion_auc) if drawn and champion else ())
+        )
+        parts.append(figure(f"ROC, {rows_name}", "true positives found, by false positives", lines))
+    if report.get("calibration_bins"):
+        under_it = f"observed {what} of equally large bins; dashed: perfect"
+        lines = figures.calibration_plot(report["calibration_bins"], what, drawn.champion_bins if drawn else ())
+        parts.append(figure(f"Calibration, {rows_name}", under_it, lines))
+    if drawn:
+        lines = figures.score_curves(drawn.clicked, drawn.others, drawn.high)
+        parts.append(figure(f"Scores, {rows_name}", "share of clicked and of other samples", lines))
+    if report.get("history"):
+        lines = figures.loss_curve(report["history"])
+        parts.append(figure("Training loss", f"{loss} of the samples since the last point", lines))
+    if epochs:
+        parts.append(figure(f"Valid {name}", "at the end of each epoch", figures.epoch_curve(epochs, key, name)))
+    if report.get("table"):
+        parts.append(figure("Table", "rows born so far, all workers", figures.table_curve(report["table"])))
+    return section("Figures", f'<div class="figures">{"".join(parts)}</div>') if parts else Html("")
+
+
+def network(report: Document) -> Html:
+    """Bytes of each line of the ledger: what the plan predicted and what was counted."""
+    ledger = report.get("exchange") or {}
+    if not ledger:
+        return Html("")
+    most = max(line[f"{kind}_bytes_per_step"] for line in ledger.values() for kind in ("predicted", "counted"))
+    if not most:
+        told = "One worker sends nothing to others." if report["workers"] == 1 else "Nothing was sent."
+        return section("Network", lead(told))
+    rows = []
+    for name, line in sorted(ledger.items(), key=lambda item: -item[1]["predicted_bytes_per_step"]):
+        predicted, counted = line["predicted_bytes_per_step"], line["counted_bytes_per_step"]
+        bars = Html(bar(predicted / most, "predicted") + bar(counted / most))
+        ratio = f"{counted / predicted:.3f}" if predicted else "\u2013"
+        ways = [
+            bytes_text(line[way]["counted_bytes_per_step"]) if way in line else "" for way in ("forward", "backward")
+        ]
+        cells = [bytes_text(predicted), bytes_text(counted), ratio, *ways, f"{line.get('ms_per_step', 0):.2f}"]
+        rows.append([under(name, line["kind"]), bars, *cells])
+    told = Html(
+        "Sent by each worker to others per step, both ways, mean over steps and workers. "
+        '<span class="together"><i class="key predicted"></i>predicted</span> '
+        '<span class="together"><i class="key"></i>counted</span>'
+    )
+    names = ("predicted", "counted", "ratio", "forward", "backward", "ms")
+    columns = [("exchange", "words"), ("", "bars"), *((name, "number") for name in names)]
+    return section("Network", lead(told), table("Bytes by exchange", columns, rows))
+
+
+def workers(report: Document) -> Html:
+    """Who owns which fields, and both balances as the plan expected them."""
+    plan = report["plan"]
+    rows = [
+        [
+            str(row["worker"]),
+            ", ".join(row["fields"]) or "none",
+            share(row["lookups_share"]),
+            share(row["bytes_share"]),
+            f"{row['rows']:,}",
+        ]
+        for row in plan["placement"]
+    ]
+    columns = [("worker", ""), ("fields", "about"), ("lookups", "number"), ("bytes", "number"), ("rows", "number")]
+    choice = ", ".join(f"{name} by {kind}" for name, kind in plan["choice"].items())
+    upper = ", upper part on every worker" if plan.get("upper") == "replicated" else ""
+    told = lead(f"Exchange: {choice}{upper}.") if choice and report["workers"] > 1 else ""
+    return section("Workers", told, table("Workers", columns, rows))
+
+
+def tables(report: Document) -> Html:
+    """What became of the values that training met."""
+    if not report.get("table"):
+        return Html("")
+    last = report["table"][-1]
+    cells = [f"{last[key]:,.0f}" for key in ("rows", "candidates", "admitted", "evicted")]
+    cells += [bytes_text(last["bytes"]), f"{last['bytes_per_row']:.0f}", f"{last['load']:.2f}"]
+    names = (
+        "rows",
+        "waiting for admission",
+        "admitted so far",
+        "evicted so far",
+        "memory",
+        "bytes per row",
+        "load factor",
+    )
+    lines = "".join(f"<div><dt>{name}</dt><dd>{cell}</dd></div>" for name, cell in zip(names, cells, strict=True))
+    return section("Tables", f'<dl class="facts">{lines}</dl>')
+
+
+def data(report: Document, dataset: Dataset, tail: bool) -> Html:
+    """Rows of each part, and what the fields hold.
+
+    Args:
+        report: report.json.
+        dataset: the data manifest.
+        tail: the test part is the tail of a day.
+    """
+    total = sum(dataset.rows(split) for split in dataset.splits) or 1
+    named = {"train": "train", "valid": "valid", "test": "tail" if tail else "test"}
+    rows = [
+        [name, f"{dataset.rows(split):,}", share(dataset.rows(split) / total)]
+        for split, name in named.items()
+        if dataset.rows(split) or not tail
+    ]
+    bad = sum(part.bad_rows for part in dataset.parts.values())
+    told = f"{count(len(dataset.files), 'raw file')}, {count(len(dataset.parts), 'part')}"
+    told += f", {count(bad, 'bad row')} in quarantine." if bad else ", no bad rows."
+    splits = table("Parts", [("part", ""), ("rows", "number"), ("share", "number")], rows, narrow=True)
+    fields = []
+    for field in dataset.fields:
+        stats = dataset.stats.get(field.name)
+        if stats is None:
+            continue
+        top = ", ".join(f"{cut(text)} ({many:,})" for _, many, text in stats.top[:TOP_VALUES])
+        kind = field.kind + (f", {field.derive.partition(':')[0]}" if field.derive else "")
+        fields.append(
+            [
+                under(cut(field.name), kind),
+                f"{stats.cardinality:,}",
+                f"{stats.lookups_per_sample:.2f}",
+                share(stats.missing_share),
+                soft(top),
+            ]
+        )
+    columns = [("field", "words"), ("values", "number"), ("per sample", "number"), ("missing", "number")]
+    columns.append(("most frequent", "about"))
+    return section("Data", lead(told), splits, table("Fields", columns, fields))

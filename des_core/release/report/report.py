@@ -1,0 +1,147 @@
+"""``report.html``: one file that says first what was decided, then why, then everything else.
+
+Made from report.json, gate.json, version.json and new_rows.json, as far as they are there, so it can be written again
+after each step. No script, no request to anywhere; figures are inline SVG.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from html import escape
+from typing import Any, NamedTuple
+
+from des_core import storage
+from des_core.contracts import Dataset
+from des_core.release.report import figures, judged, measured, profile
+from des_core.release.report.markup import Html, count, number, page, section
+from des_core.run import Day, Run
+
+Document = dict[str, Any]
+
+
+class Found(NamedTuple):
+    """What a run has left so far; None where a step has not run, or the run is not a day's."""
+
+    report: Document
+    dataset: Dataset
+    config: Document
+    verdict: Document | None = None
+    version: Document | None = None
+    new_rows: Document | None = None
+    day: Day | None = None
+    scores: measured.Scores | None = None
+
+
+def write(run: Run) -> str:
+    """Write the run's page from whatever is there, and return its address."""
+    report = storage.read_json(run.path("report.json"))
+    found = Found(
+        report,
+        Dataset.load(run.dataset),
+        run.config.recorded.model_dump(mode="json"),
+        _document(run, "gate.json"),
+        _document(run, "version.json"),
+        _document(run, "new_rows.json"),
+        run.day,
+        measured.scores(run) if report.get("roc") else None,
+    )
+    storage.write_bytes(run.path("report.html"), document(found).encode())
+    return run.path("report.html")
+
+
+def document(found: Found) -> str:
+    """The page as HTML."""
+    report, verdict, day = found.report, found.verdict, found.day
+    rows_name = "tail" if day else "test"
+    key = "rmse" if report.get("task") == "rating" else "auc"
+    bounds = found.config.get("gate", {})
+    bound = bounds.get("max_rmse_rise") if key == "rmse" else -bounds.get("max_auc_drop", 0.0)
+    as_of = day.as_of if day else ""
+    name = " ".join([report["run"]["name"], as_of]).strip()
+    return page(
+        f"{name}: {judged.title(verdict)}",
+        (
+            _heading(report, as_of),
+            judged.decision(verdict, found.version, as_of),
+            _tiles(report, verdict, rows_name),
+            _day(day, report) if day else "",
+            judged.checks(verdict),
+            judged.metrics(report, verdict, rows_name),
+            measured.curves(report, rows_name, found.scores, judged.differences(report, verdict, key, bound)),
+            judged.slices(verdict),
+            judged.drift(verdict, found.new_rows, bounds.get("max_psi")),
+            judged.progress(found.new_rows),
+            measured.network(report),
+            profile.steps(report),
+            measured.workers(report),
+            measured.tables(report),
+            measured.data(report, found.dataset, tail=day is not None),
+            _footer(report, found.config),
+        ),
+    )
+
+
+def _document(run: Run, name: str) -> Document | None:
+    return storage.read_json(run.path(name)) if storage.exists(run.path(name)) else None
+
+
+def _heading(report: Document, as_of: str) -> str:
+    told = (
+        f"{report['model']['name']} &middot; {count(report['workers'], 'worker')} &middot; "
+        f"{count(report['steps'], 'step')} &middot; {report['trained_samples']:,} samples trained &middot; "
+        f"run {report['run']['key'][:12]}"
+    )
+    day = f" <span>{escape(as_of)}</span>" if as_of else ""
+    return f"<header><h1>{escape(report['run']['name'])}{day}</h1><p>{told}</p></header>"
+
+
+def _tiles(report: Document, verdict: Document | None, rows_name: str) -> str:
+    """The numbers that people look for first."""
+    tiles: list[tuple[str, str, str]] = []
+    for key, name, meaning in judged.METRICS:
+        if report.get(key) is not None:
+            shown = name if tiles else f"{rows_name} {name}"
+            tiles.append((shown, number(report[key]), judged.beside(report, verdict, key) or meaning))
+    peak = f"samples/s, {report['peak_rss_mb']:,.0f} MB at most"
+    tiles.append(("speed", figures.short(report["samples_per_s"]), peak))
+    drawn = "".join(
+        f'<div class="tile"><dt>{escape(name)}</dt><dd><b>{value}</b><small>{escape(aside)}</small></dd></div>'
+        for name, value, aside in tiles
+    )
+    return f'<dl class="tiles">{drawn}</dl>'
+
+
+def _day(day: Day, report: Document) -> Html:
+    """What a day's run went on from, and what it trained on."""
+    window = sorted(day.days)
+    facts: list[tuple[str, str]] = [
+        ("as of", day.as_of),
+        ("window", f"{window[0]} to {window[-1]}, {len(window):,} days" if window[1:] else "".join(window) or "no day"),
+        ("parent", f"version {day.champion}" if day.champion else "none: there was no champion"),
+    ]
+    if day.trained_through:
+        facts.append(("parent's cut", _moment(day.trained_through)))
+    facts.append(("cut: trained through, tail from", _moment(day.cut)))
+    facts.append(("left out", ", ".join(day.left_out) or "no day"))
+    lines = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts)
+    fresh: Sequence[str] = report.get("fresh") or ()
+    if fresh:
+        told = "<br>".join(escape(line) for line in fresh)
+        lines += f'<div class="across"><dt>starts fresh</dt><dd>{told}</dd></div>'
+    return section("The day", f'<dl class="facts">{lines}</dl>')
+
+
+def _moment(micros: int) -> str:
+    """Event time in UTC, to the second."""
+    return datetime.fromtimestamp(micros // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _footer(report: Document, config: Document) -> str:
+    text = escape(json.dumps(config, indent=1, ensure_ascii=False))
+    return (
+        f'<details><summary>Config of this run</summary><pre tabindex="0">{text}</pre></details>'
+        f"<footer>run {report['run']['key']}<br>data {escape(str(report['dataset'].get('reference', '')))}<br>"
+        f"config {report['run']['config_digest']}</footer>"
+    )

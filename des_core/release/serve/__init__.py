@@ -1,0 +1,1 @@
+"""A registered model that scores records: from files, over HTTP, in MLflow."""
