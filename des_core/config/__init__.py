@@ -1,0 +1,42 @@
+"""One TOML describes one run; it is checked whole before anything is read or started. One file for each table."""
+
+from des_core.config.cluster import ClusterConfig
+from des_core.config.fields import FieldConfig
+from des_core.config.gate import GateConfig
+from des_core.config.load import load_config, parse_config
+from des_core.config.model import MODELS, ModelConfig
+from des_core.config.optimizer import OptimizerConfig, OptimizersConfig, RowOptimizerConfig
+from des_core.config.place import NotifyConfig, RegistryConfig, RunConfig, StorageConfig
+from des_core.config.recurring import EvalConfig, RecurringConfig
+from des_core.config.section import Section
+from des_core.config.source import JoinConfig, SourceConfig, SplitConfig
+from des_core.config.table import TableConfig
+from des_core.config.train import STEERING, TrainConfig
+from des_core.config.whole import Config
+
+__all__ = [
+    "MODELS",
+    "STEERING",
+    "ClusterConfig",
+    "Config",
+    "EvalConfig",
+    "FieldConfig",
+    "GateConfig",
+    "JoinConfig",
+    "ModelConfig",
+    "NotifyConfig",
+    "OptimizerConfig",
+    "OptimizersConfig",
+    "RecurringConfig",
+    "RegistryConfig",
+    "RowOptimizerConfig",
+    "RunConfig",
+    "Section",
+    "SourceConfig",
+    "SplitConfig",
+    "StorageConfig",
+    "TableConfig",
+    "TrainConfig",
+    "load_config",
+    "parse_config",
+]

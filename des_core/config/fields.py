@@ -1,0 +1,60 @@
+"""The inputs of the model: [[fields]]."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from des_core.config.section import Section
+from des_core.contracts import WEIGHT
+
+
+class FieldConfig(Section):
+    """One input of the model, made from one column of the log."""
+
+    name: str = Field(min_length=1, description="Name of the field.")
+    column: str = Field("", description="Column of the log; empty means the field's name.")
+    kind: Literal["categorical", "multi", "numeric"] = Field(
+        "categorical", description="One value, a list of values, or a number. Never guessed from the values."
+    )
+    separator: str = Field("|", min_length=1, description="Between the values of a multi field.")
+    weight: str = Field("", description="Column with the value's weight (multi: a list, same separator).")
+    pooling: Literal["sum", "mean", "sqrtn"] = Field(
+        "sum", description="How the values of a multi field add up: sum, or divided by n or sqrt(n)."
+    )
+    transform: Literal["", "log1p", "standard", "bucket"] = Field(
+        "", description="numeric: sign(x) log(1+|x|), zero mean and unit variance, or one of 32 quantile buckets."
+    )
+    derive: str = Field(
+        "", description="hour, weekday or year of a time, or regex:PATTERN (its first group, or all it finds)."
+    )
+    form: Literal["", "text", "whole", "number", "boolean"] = Field(
+        "", description="What the values are; empty: settled by the first values that are ingested."
+    )
+    table: str = Field("", description="Rows are shared by fields that name the same table; empty: own rows.")
+    input: Literal["rows", "dense"] = Field(
+        "rows", description="numeric: scales a row of its own, or goes into the dense layers as it is (missing: 0)."
+    )
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> FieldConfig:
+        if self.name.startswith(("_", WEIGHT)):
+            raise ValueError(f"a name must not begin with _ or {WEIGHT}; rename it and set column")
+        if self.transform and self.kind != "numeric":
+            raise ValueError("transform needs kind = 'numeric'")
+        if self.input == "dense" and (self.kind != "numeric" or self.transform == "bucket" or self.table):
+            raise ValueError("input = 'dense' needs kind = 'numeric', no buckets and no table")
+        if self.form and self.kind == "numeric":
+            raise ValueError("form is for values that own rows; a numeric field's are numbers already")
+        if self.weight and self.kind == "numeric":
+            raise ValueError("a numeric field takes no weight")
+        if self.derive and self.derive not in ("hour", "weekday", "year"):
+            if not self.derive.startswith("regex:"):
+                raise ValueError("derive is hour, weekday, year or regex:PATTERN")
+            try:
+                re.compile(self.derive.removeprefix("regex:"))
+            except re.error as error:
+                raise ValueError(f"bad pattern in derive: {error}") from None
+        return self

@@ -1,0 +1,74 @@
+"""When a candidate becomes champion: [gate]."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from des_core.config.section import NonNegative, Positive, Section
+
+
+class GateConfig(Section):
+    """When a candidate becomes champion. Bounds on the click metrics and on drift judge the day's data as well."""
+
+    min_auc: float = Field(0.5, ge=0, le=1, description="Least test AUC (click).")
+    max_auc_drop: float = Field(
+        0.015,
+        ge=0,
+        le=1,
+        description="How far the candidate's AUC may lie below the champion's on the same rows. The whole 95 % "
+        "interval of the difference must lie above minus this. 2,000 rows tell two warm-started models apart to about "
+        "0.01; set less for larger tails.",
+    )
+    min_samples: int = Field(100, ge=1, description="Fewer test samples are inconclusive: the champion stays.")
+    max_logloss: Positive = Field(1e9, description="Most log loss, in nats (click).")
+    max_ne: Positive = Field(
+        1.0, description="Most normalised entropy (click): above 1 always predicting the mean label were better."
+    )
+    min_calibration: NonNegative = Field(0.0, description="Least predicted clicks / observed clicks (click).")
+    max_calibration: Positive = Field(1e9, description="Most predicted clicks / observed clicks (click).")
+    max_rmse: float = Field(1e9, gt=0, description="Most test RMSE (rating).")
+    max_rmse_rise: float = Field(
+        0.01,
+        ge=0,
+        description="How far the RMSE may lie above the champion's on the same rows, as max_auc_drop (rating).",
+    )
+    slices: tuple[str, ...] = Field(
+        (), description="Fields whose values are compared with the champion one by one: categorical or multi (click)."
+    )
+    slice_min_samples: int = Field(500, ge=2, description="Test samples of a value that is compared.")
+    slice_max_auc_drop: float = Field(0.05, ge=0, le=1, description="As max_auc_drop, among the samples of a value.")
+    max_psi: Positive = Field(
+        0.5, description="Most population stability index of a field, the day against the days before."
+    )
+    max_new_share: float = Field(
+        1.0, ge=0, le=1, description="Most of a field's values in the day that no day before had."
+    )
+    max_missing_share: float = Field(
+        0.2, ge=0, le=1, description="Most by which the share of a field's rows without a value may grow in the day."
+    )
+    max_load: float = Field(1.0, gt=0, le=1, description="Most load of the index of rows, as the report has it.")
+    max_rows: int = Field(0, ge=0, description="Most rows over all workers when training ends; 0: any number.")
+    max_evicted_share: float = Field(1.0, ge=0, le=1, description="Most rows evicted in training / rows admitted.")
+    reference: str = Field(
+        "",
+        pattern=r"^(\d*|none)$",
+        description="A version that the candidate is compared with as well, because drops within max_auc_drop add up "
+        "from day to day. Empty: in a day's run, the champion of a week before, if there was one. none: no other.",
+    )
+    on_schema_change: Literal["keep", "absolute"] = Field(
+        "keep", description="A champion that cannot score the rows stays, or the other bounds alone decide."
+    )
+
+    @model_validator(mode="after")
+    def _bounds_agree(self) -> GateConfig:
+        if self.min_calibration > self.max_calibration:
+            raise ValueError(
+                f"min_calibration = {self.min_calibration:g} is above max_calibration = {self.max_calibration:g}; "
+                "swap them"
+            )
+        twice = sorted({name for name in self.slices if self.slices.count(name) > 1})
+        if twice:
+            raise ValueError(f"slices: {twice[0]} is named twice; name each field once")
+        return self

@@ -1,0 +1,63 @@
+"""Update rules: [optimizer.rows] and [optimizer.dense]."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from des_core.config.section import NonNegative, Positive, Section
+
+
+class OptimizerConfig(Section):
+    """An update rule."""
+
+    name: Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl", "group_ftrl"] = Field(
+        "adam", description="The rule; rowwise_adagrad and the ftrl rules are for rows."
+    )
+    learning_rate: Positive = Field(0.001, description="Step size.")
+    l2: NonNegative = Field(
+        0.0, description="Gradient + l2 w (coupled); for rows on touched rows. ftrl: of its closed form."
+    )
+    l1: NonNegative = Field(0.0, description="ftrl, group_ftrl: pulls single weights to zero.")
+    group_l1: NonNegative = Field(0.0, description="group_ftrl: pulls whole rows to zero.")
+    ftrl_beta: NonNegative = Field(
+        1.0, description="ftrl, group_ftrl: beta of the learning rate alpha/(beta + sqrt n)."
+    )
+    weight_decay: NonNegative = Field(0.0, description="adamw: decoupled, w - lr weight_decay w.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="adam, adamw.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="adam, adamw.")
+    eps: Positive = Field(
+        1e-8, description="adagrad, adam, adamw: added to the root in the denominator, so that it is never zero."
+    )
+
+    @model_validator(mode="after")
+    def _decay_fits(self) -> OptimizerConfig:
+        if self.weight_decay and self.name != "adamw":
+            raise ValueError(f"weight_decay needs name = 'adamw' (it is {self.name!r}); or use l2")
+        if self.weight_decay * self.learning_rate >= 1:
+            raise ValueError("learning_rate * weight_decay must be below 1: each step would take more than the weight")
+        if self.l1 and self.name not in ("ftrl", "group_ftrl"):
+            raise ValueError(f"l1 needs name = 'ftrl' or 'group_ftrl' (it is {self.name!r})")
+        if self.group_l1 and self.name != "group_ftrl":
+            raise ValueError(f"group_l1 needs name = 'group_ftrl' (it is {self.name!r})")
+        return self
+
+
+class RowOptimizerConfig(OptimizerConfig):
+    """Rows are met rarely, each by few samples of a batch: their steps are longer."""
+
+    learning_rate: Positive = Field(0.01, description="Step size.")
+
+
+class OptimizersConfig(Section):
+    """Rows and dense weights are updated by their own rules."""
+
+    rows: RowOptimizerConfig = Field(RowOptimizerConfig(), description="How the tables' rows are updated.")
+    dense: OptimizerConfig = Field(OptimizerConfig(), description="How the dense layers are updated.")
+
+    @model_validator(mode="after")
+    def _dense_has_no_rows(self) -> OptimizersConfig:
+        if self.dense.name in ("rowwise_adagrad", "ftrl", "group_ftrl"):
+            raise ValueError(f"dense.name = {self.dense.name!r} is for rows: use adagrad")
+        return self
