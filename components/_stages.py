@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from components._launch import launch
+from components.launch.roles import launch
 from des_core import log, remote, storage
 from des_core.config import Config
 from des_core.contracts import Dataset, Reference
@@ -72,9 +72,9 @@ def resolve(config: Config, as_of: str = "") -> Done:
             f"as_of = {as_of!r} was not expanded by the scheduler; give a date, yesterday, or leave it empty"
         )
     if config.cluster.backend == "pytorchjob":
-        from components import _cluster
+        from components.launch import cluster
 
-        _cluster.check(config)
+        cluster.check(config)
     try:
         # Formats that declare their own fields are not known to the config.
         config.check_slices({field.name: field.kind for field in features.fields_of(config)})

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from components._tied import told_to_end
+from components.launch.process_tie import told_to_end
 from des_core import __version__, scratch
 from des_core.errors import DesError, UserError, of_system
 from des_core.secrets import hidden, remember
@@ -374,11 +374,11 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Answer over HTTP with a registered model, and follow its alias."""
-    from components import _launch
+    from components.launch import environment
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Requests are what runs side by side, not pieces of one.
-    for name in _launch.THREADS:
+    for name in environment.THREADS:
         os.environ.setdefault(name, "1")
     from des_core.release.serve import prediction, server
 
@@ -386,7 +386,7 @@ def serve(
         raise UserError("--set changes a config: give one with -c FILE")
     uri = prediction.tracking_uri(model, None if config is None else _load(config, set_))
     replica = server.Replica(model, uri, poll_s)
-    server.serve(replica, host, port, _launch.cpu_quota(), max_body_mb << 20)
+    server.serve(replica, host, port, environment.cpu_quota(), max_body_mb << 20)
     _answer(as_json, {"model": model, "requests": replica.monitor.requests.total()})
 
 

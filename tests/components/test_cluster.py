@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from components import _cluster, _stages
-from components._launch import launch as launch_anywhere
-from components._launch import worker_environment
+from components import _stages
+from components.launch import cluster
+from components.launch.environment import worker_environment
+from components.launch.roles import launch as launch_anywhere
 from des_core import storage
 from des_core.config import StorageConfig, load_config
 from des_core.data.store import features
@@ -58,8 +59,8 @@ class Scripted:
 
 @pytest.fixture(autouse=True)
 def in_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cluster, "in_pod", lambda: True)
-    monkeypatch.setattr(_cluster, "SEEN_S", 0.1)
+    monkeypatch.setattr(cluster, "in_pod", lambda: True)
+    monkeypatch.setattr(cluster, "SEEN_S", 0.1)
 
 
 def untrained(folder: Path, *overrides: str) -> Run:
@@ -77,16 +78,16 @@ def trained(run: Run) -> Callable[[], None]:
 def failure(run: Run, *states: State, lines: tuple[str, ...] = ()) -> tuple[DesError, Scripted]:
     jobs = Scripted(*states, lines=lines)
     with pytest.raises(DesError) as caught:
-        _cluster.launch("train", run, jobs=jobs)
+        cluster.launch("train", run, jobs=jobs)
     assert "\n" not in str(caught.value)
     return caught.value, jobs
 
 
 def test_a_job_is_named_by_its_run_and_does_what_torchrun_would_do_here(tmp_path: Path) -> None:
     run = untrained(tmp_path, "cluster.cpu=4", "cluster.gpus=1", "cluster.queue=users")
-    job = _cluster.job_of("train", run, resume=True)
+    job = cluster.job_of("train", run, resume=True)
     assert job.name == f"shop-{run.key[:10]}"
-    assert _cluster.job_of("evaluate", run).name == f"shop-{run.key[:10]}-evaluate"
+    assert cluster.job_of("evaluate", run).name == f"shop-{run.key[:10]}-evaluate"
     assert job.command == (
         *("torchrun", "-m", "des_core.engine.trainer"),
         *("--config", run.path("inputs.json"), "--dataset", str(run.dataset)),
@@ -94,13 +95,13 @@ def test_a_job_is_named_by_its_run_and_does_what_torchrun_would_do_here(tmp_path
     assert job.flags == ("--resume",)
     assert job.env["OMP_NUM_THREADS"] == "3"
     assert (job.nodes, job.nproc_per_node, job.gpus, job.queue) == (2, 1, 1, "users")
-    assert _cluster.job_of("train", untrained(tmp_path, "cluster.cpu=500m")).env["OMP_NUM_THREADS"] == "1"
+    assert cluster.job_of("train", untrained(tmp_path, "cluster.cpu=500m")).env["OMP_NUM_THREADS"] == "1"
 
 
 def test_the_launcher_hands_over_by_the_configs_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = untrained(tmp_path)
     jobs = Scripted(State("succeeded"), result=trained(run))
-    monkeypatch.setattr(_cluster, "connect", lambda: jobs)
+    monkeypatch.setattr(cluster, "connect", lambda: jobs)
     launch_anywhere("train", run, resume=True)
     assert [job.flags for job in jobs.submitted] == [("--resume",)]
 
@@ -108,14 +109,14 @@ def test_the_launcher_hands_over_by_the_configs_backend(tmp_path: Path, monkeypa
 def test_what_is_done_is_not_submitted(tmp_path: Path) -> None:
     run, jobs = untrained(tmp_path), Scripted()
     trained(run)()
-    _cluster.launch("train", run, jobs=jobs)
+    cluster.launch("train", run, jobs=jobs)
     assert not jobs.submitted
 
 
 @pytest.mark.parametrize("phase", ["succeeded", "failed"])
 def test_success_is_the_manifest_whatever_the_condition_says(tmp_path: Path, phase: str) -> None:
     run = untrained(tmp_path)
-    _cluster.launch("train", run, jobs=Scripted(State(phase), result=trained(run)))  # type: ignore[arg-type]
+    cluster.launch("train", run, jobs=Scripted(State(phase), result=trained(run)))  # type: ignore[arg-type]
     error, _ = failure(untrained(tmp_path), State("succeeded"))
     assert re.search(r"succeeded, but left no training.json in .*mount the same storage.root\?", str(error))
 
@@ -123,7 +124,7 @@ def test_success_is_the_manifest_whatever_the_condition_says(tmp_path: Path, pha
 def test_worker_0_is_heard_and_its_log_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = untrained(tmp_path)
     lines = ("event=step step=7 of=10", "a word of no meaning")
-    _cluster.launch("train", run, jobs=Scripted(State("running"), State("succeeded"), lines=lines, result=trained(run)))
+    cluster.launch("train", run, jobs=Scripted(State("running"), State("succeeded"), lines=lines, result=trained(run)))
     said = capfd.readouterr()
     assert "event=step step=7 of=10" in said.err
     assert "a word of no meaning" in said.err
@@ -132,12 +133,12 @@ def test_worker_0_is_heard_and_its_log_kept(tmp_path: Path, capfd: pytest.Captur
 
 def test_a_worker_that_freezes_on_its_way_out_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its pod would run until cluster.deadline_s; the results are there."""
-    monkeypatch.setattr(_cluster, "LEAVE_S", 0.1)
+    monkeypatch.setattr(cluster, "LEAVE_S", 0.1)
     run = untrained(tmp_path)
     jobs = Scripted(*[State("running")] * 50, lines=("event=step step=7 of=10", "event=leaving worker=0"))
     finished = threading.Timer(0.3, trained(run))
     finished.start()
-    _cluster.launch("train", run, jobs=jobs)
+    cluster.launch("train", run, jobs=jobs)
     finished.join()
     assert jobs.deleted == [jobs.submitted[0].name]
 
@@ -232,10 +233,10 @@ def test_waiting_in_a_queue_has_its_own_limit_and_is_told(tmp_path: Path, capfd:
 
 
 def test_time_in_a_queue_does_not_count_against_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cluster, "LATE_S", 0.0)
+    monkeypatch.setattr(cluster, "LATE_S", 0.0)
     run = untrained(tmp_path, "cluster.queue=users", "cluster.deadline_s=0.3")
     done = Scripted(*[State("queued")] * 30, State("running"), State("succeeded"), result=trained(run))
-    _cluster.launch("train", run, jobs=done)
+    cluster.launch("train", run, jobs=done)
     storage.delete(run.path("training.json"))
     error, jobs = failure(run, *[State("running")] * 40)
     assert re.search(r"ran for more than cluster.deadline_s = 0.3 and was deleted", str(error))
@@ -245,7 +246,7 @@ def test_time_in_a_queue_does_not_count_against_the_deadline(tmp_path: Path, mon
 def test_trouble_that_lasts_ends_the_wait_and_passing_trouble_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(_cluster, "STUCK_S", 0.2)
+    monkeypatch.setattr(cluster, "STUCK_S", 0.2)
     run = untrained(tmp_path)
     image = State("waiting", trouble=Trouble("ImagePullBackOff", "x-worker-0: no such image", True))
     error, jobs = failure(run, *[image] * 40)
@@ -260,7 +261,7 @@ def test_trouble_that_lasts_ends_the_wait_and_passing_trouble_does_not(
     assert all("limit_s=0" in line for line in said) and 2 <= len(said) < 50
     full = State("waiting", trouble=Trouble("Unschedulable", "0/1 nodes", False))
     passing = Scripted(*[full] * 30, State("running"), State("succeeded"), result=trained(run))
-    _cluster.launch("train", run, jobs=passing)
+    cluster.launch("train", run, jobs=passing)
     storage.delete(run.path("training.json"))
     error, _ = failure(untrained(tmp_path, "cluster.queue_timeout_s=0.2"), *[full] * 40)
     assert "Unschedulable: 0/1 nodes" in str(error)
@@ -273,18 +274,18 @@ def test_trouble_that_lasts_ends_the_wait_and_passing_trouble_does_not(
 def test_an_image_must_name_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: str) -> None:
     monkeypatch.setenv("DES_IMAGE", image)
     with pytest.raises(ConfigError, match=r"cluster.image"):
-        _cluster.check(untrained(tmp_path, "cluster.image=").config)
+        cluster.check(untrained(tmp_path, "cluster.image=").config)
     monkeypatch.setenv("DES_IMAGE", "registry:5000/des:1")
-    assert _cluster.image_of(untrained(tmp_path, "cluster.image=").config) == "registry:5000/des:1"
+    assert cluster.image_of(untrained(tmp_path, "cluster.image=").config) == "registry:5000/des:1"
     pinned = untrained(tmp_path, f"cluster.image=des@sha256:{'0' * 64}").config
-    assert _cluster.image_of(pinned).startswith("des@sha256:")
+    assert cluster.image_of(pinned).startswith("des@sha256:")
 
 
 def test_a_laptops_folder_cannot_be_the_jobs_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cluster, "in_pod", lambda: False)
+    monkeypatch.setattr(cluster, "in_pod", lambda: False)
     run, jobs = untrained(tmp_path), Scripted()
     with pytest.raises(ConfigError, match=r"storage.root = .* is a folder of this machine, .* s3://bucket/folder"):
-        _cluster.launch("train", run, jobs=jobs)
+        cluster.launch("train", run, jobs=jobs)
     assert not jobs.submitted
     with pytest.raises(ConfigError, match=r"is a folder of this machine"):
         _stages.resolve(run.config)
@@ -294,7 +295,7 @@ def test_a_password_in_an_address_does_not_reach_the_workers_and_is_refused(tmp_
     config = untrained(tmp_path).config
     config = config.model_copy(update={"storage": StorageConfig(root="s3://me:secret@bucket/x")})
     with pytest.raises(ConfigError, match=r"holds a password") as caught:
-        _cluster.check(config)
+        cluster.check(config)
     assert "secret@" not in str(caught.value)
 
 
@@ -332,15 +333,15 @@ def test_on_a_cluster_a_root_must_be_named_and_is_where_a_run_lives(tmp_path: Pa
 def test_a_step_that_is_told_to_end_deletes_its_job(tmp_path: Path, number: signal.Signals) -> None:
     untrained(tmp_path)
     script = (
-        "from components import _cluster\n"
+        "from components.launch import cluster\n"
         "from des_core.config import load_config\n"
         "from des_core.run import pin\n"
         "from k8s.jobs import PyTorchJobs\n"
         "from kubernetes import client\n"
-        "_cluster.in_pod = lambda: True\n"
+        "cluster.in_pod = lambda: True\n"
         f"words = {(*ON_CLUSTER, f'source.path={tmp_path}/logs.csv', f'run.dir={tmp_path}/runs/shop')!r}\n"
         f"run = pin(load_config('{tmp_path}/shop.toml', words))\n"
-        "_cluster.launch('train', run, jobs=PyTorchJobs(client.Configuration(host=HOST), 'des', 'step'))\n"
+        "cluster.launch('train', run, jobs=PyTorchJobs(client.Configuration(host=HOST), 'des', 'step'))\n"
     )
     with serving() as api:
         api.put("podtemplates", TEMPLATE | {})
@@ -383,10 +384,10 @@ def test_the_rendered_pods_train_and_a_killed_ones_work_is_gone_on_with(tmp_path
     with pytest.raises(
         WorkerError, match=r"-worker-1 was killed \(exit code 137\).*the next attempt goes on from the last checkpoint"
     ):
-        _cluster.launch("train", run, jobs=jobs)
+        cluster.launch("train", run, jobs=jobs)
     killer.join()
     assert not storage.exists(run.path("training.json"))
-    _cluster.launch("train", run, resume=True, jobs=jobs)
+    cluster.launch("train", run, resume=True, jobs=jobs)
     training = storage.read_json(run.path("training.json"))
     assert (training["workers"], training["steps"]) == (2, 120)
     text = storage.read_bytes(run.path("train.log")).decode()

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from components import _launch
-from components._launch import cpu_quota, explain, killed_worker, launch, worker_environment
+from components.launch import local
+from components.launch.environment import cpu_quota, worker_environment
+from components.launch.failure import explain, killed_worker
+from components.launch.roles import launch
 from des_core import storage
 from des_core.errors import DesError, UserError, WorkerError
 from des_core.run import Run
@@ -109,7 +111,7 @@ def test_a_failure_is_one_line_that_names_its_cause(
 
 def test_a_worker_that_freezes_on_its_way_out_holds_nobody_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DES_TEST_WORKER", "stuck_at_the_end")
-    monkeypatch.setattr(_launch, "LEAVE_S", 1.0)
+    monkeypatch.setattr(local, "LEAVE_S", 1.0)
     start = time.monotonic()
     launch("train", run, module=DOUBLE)
     assert time.monotonic() - start < 30
@@ -121,7 +123,7 @@ def test_nothing_outlives_the_launcher(
 ) -> None:
     monkeypatch.setenv("DES_TEST_WORKER", "staying")
     script = (
-        "from components._launch import launch\n"
+        "from components.launch.roles import launch\n"
         "from des_core.config import load_config\n"
         "from des_core.run import pin\n"
         f"config = load_config('shop.toml', ('run.dir={tmp_path}/runs/shop',))\n"
@@ -158,7 +160,7 @@ def test_a_launcher_that_is_killed_while_workers_are_born_leaves_none(
     """At its first, second ... process; each asks the kernel for its own end first of all."""
     monkeypatch.setenv("DES_TEST_WORKER", "staying")
     script = (
-        "from components._launch import launch\n"
+        "from components.launch.roles import launch\n"
         "from des_core.config import load_config\n"
         "from des_core.run import pin\n"
         f"config = load_config('shop.toml', ('run.dir={tmp_path}/runs/shop',))\n"
@@ -181,7 +183,7 @@ def test_a_launcher_that_is_killed_while_workers_are_born_leaves_none(
 def test_a_step_whose_reader_is_gone_may_still_take_its_job_away(tmp_path: Path) -> None:
     (tmp_path / "step_double.py").write_text(
         "import sys, time\n"
-        "from components._tied import told_to_end\n"
+        "from components.launch.process_tie import told_to_end\n"
         "with told_to_end():\n"
         "    try:\n"
         "        print('ready', flush=True)\n"
@@ -190,7 +192,7 @@ def test_a_step_whose_reader_is_gone_may_still_take_its_job_away(tmp_path: Path)
         f"        open({str(tmp_path / 'deleted')!r}, 'w').close()\n"
         "        raise\n"
     )
-    command = [sys.executable, "-m", "components._tied", "--watch-output", "step_double"]
+    command = [sys.executable, "-m", "components.launch.process_tie", "--watch-output", "step_double"]
     environment = worker_environment(1)
     environment["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as step:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from components._progress import Progress
+from components.launch.progress import Progress
 
 ROOT = Path(__file__).parent.parent.parent
 STEP = {"event": "step", "step": "3", "of": "10", "epoch": "1", "loss": "0.5", "samples_per_s": "12300", "eta_s": "75"}
@@ -45,7 +45,7 @@ def test_fleeting_events_are_thinned_but_the_last_one_and_all_others_stay(capsys
 def test_a_terminal_gets_a_bar_that_is_gone_at_the_end() -> None:
     script = (
         "import time\n"
-        "from components._progress import Progress\n"
+        "from components.launch.progress import Progress\n"
         f"step = {STEP!r}\n"
         "with Progress() as progress:\n"
         "    progress.show({'event': 'valid', 'auc': '0.7512'})\n"

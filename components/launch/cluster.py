@@ -16,9 +16,11 @@ import threading
 import time
 from contextlib import suppress
 
-from components._launch import LEAVE_S, LEAVING, MODULES, THREADS, Role, explain, pace
-from components._progress import Progress
-from components._tied import told_to_end
+from components.launch.environment import THREADS
+from components.launch.failure import explain
+from components.launch.process_tie import told_to_end
+from components.launch.progress import Progress
+from components.launch.roles import LEAVE_S, LEAVING, MODULES, Role, pace
 from des_core import log, storage
 from des_core.config import ClusterConfig, Config
 from des_core.errors import ConfigError, DesError, UserError, WorkerError
@@ -52,7 +54,7 @@ def launch(
     """Run a role as one job of ``cluster.nodes`` pods until its result is in storage.
 
     Args:
-        profile: as ``_launch.launch``.
+        profile: as ``environment.launch``.
         module: the workers' module, if not the role's own.
         jobs: the cluster; by default the one that this process is in.
 

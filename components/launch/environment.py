@@ -1,0 +1,51 @@
+"""CPUs, threads and import paths of the processes that a launcher starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def worker_environment(workers: int) -> dict[str, str]:
+    """The environment of local workers: each has its share of the CPUs, and imports our packages from our place."""
+    environment = dict(os.environ)
+    for name in THREADS:
+        # One CPU of a share of several is for the thread that prepares the next batch.
+        environment.setdefault(name, str(max(1, cpu_quota() // workers - 1)))
+    return environment | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": import_path()}
+
+
+def import_path() -> str:
+    """A PYTHONPATH under which a child finds the packages that this process runs."""
+    home = Path(__file__).resolve().parent.parent
+    # Installed packages are found anyway, and must not come before the standard library.
+    first = [] if home.name in ("site-packages", "dist-packages") else [str(home)]
+    return os.pathsep.join([*first, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
+
+
+def cpu_quota(cgroups: str = "/sys/fs/cgroup") -> int:
+    """CPUs that this process may use: its affinity, or the control group's quota where that is less."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for quota, period in (_quota_v2(cgroups), _quota_v1(cgroups)):
+        if quota > 0 and period > 0:
+            allowed = min(allowed, max(1, quota // period))
+    return allowed
+
+
+def _quota_v2(cgroups: str) -> tuple[int, int]:
+    words = _words(f"{cgroups}/cpu.max")
+    return (int(words[0]), int(words[1])) if len(words) == 2 and words[0] != "max" else (0, 0)
+
+
+def _quota_v1(cgroups: str) -> tuple[int, int]:
+    quota, period = _words(f"{cgroups}/cpu/cpu.cfs_quota_us"), _words(f"{cgroups}/cpu/cpu.cfs_period_us")
+    return (int(quota[0]), int(period[0])) if quota and period else (0, 0)
+
+
+def _words(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().split()
+    except OSError:
+        return []
