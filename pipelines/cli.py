@@ -26,7 +26,7 @@ from des_core.errors import DesError, UserError, of_system
 from des_core.secrets import hidden, remember
 
 if TYPE_CHECKING:
-    from components._stages import Done
+    from components.stages import Done
     from des_core.config import Config
     from pipelines.client import Kubeflow, Version
 
@@ -115,16 +115,16 @@ def run(
 
 def _run_once(config: Config, day: str) -> dict[str, Any]:
     """The result of a run over whole logs (no day) or of a day."""
-    from components import _stages
+    from components import stages
     from pipelines import local, summary
 
-    known = _stages.settled(config, day)
+    known = stages.settled(config, day)
     if known is not None:
         return summary.of_run(known, unchanged=True)
     done = local.run(config, day, summary.step_teller(sys.stdout))
     if "register" not in done:
         return {"name": config.run.name, "as_of": day, "verdict": "absent", "reasons": [done["resolve"]["what"]]}
-    finished = _stages.settled(config, day)
+    finished = stages.settled(config, day)
     if finished is None:
         raise DesError(
             f"all steps of {config.run.name} are done, but its results are not found under {config.storage.root}; "
@@ -273,9 +273,9 @@ def ingest(
     as_json: AsJson = False,
 ) -> None:
     """Raw logs -> feature store."""
-    from components import _stages
+    from components import stages
 
-    done = _stages.ingest(_load(config, set_), day)
+    done = stages.ingest(_load(config, set_), day)
     _tell("ingest", done, as_json)
 
 
@@ -288,11 +288,11 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Feature store -> weights, on local workers."""
-    from components import _stages
+    from components import stages
     from des_core.run import pin
 
     run = pin(_load(config, set_))
-    done = _stages.train(run, resume, profile)
+    done = stages.train(run, resume, profile)
     if profile:
         from des_core.release.report import profile as pages
         from pipelines import summary
@@ -307,25 +307,25 @@ def train(
 @app.command()
 def evaluate(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Weights -> report and predictions of the test rows."""
-    from components import _stages
+    from components import stages
     from des_core.run import pin
 
-    done = _stages.evaluate(pin(_load(config, set_)))
+    done = stages.evaluate(pin(_load(config, set_)))
     _tell("evaluate", done, as_json)
 
 
 @app.command()
 def register(config: ConfigFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Judge the model, then register a version of it."""
-    from components import _stages
+    from components import stages
     from des_core.run import pin
     from pipelines import summary
 
     loaded = _load(config, set_)
     pinned = pin(loaded)
-    judged = _stages.gate(pinned)
+    judged = stages.gate(pinned)
     _line("gate", judged.what)
-    done = _stages.register(pinned)
+    done = stages.register(pinned)
     result = summary.of_run(pinned, unchanged=done.unchanged)
     summary.tell(result)
     _answer(as_json, result)
@@ -418,13 +418,13 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Bytes per exchange, and who owns which fields. Ingests what is not ingested yet."""
-    from components import _stages
+    from components import stages
     from des_core.contracts import Dataset, Reference
     from des_core.engine.exchange.plan import explain
     from pipelines import summary
 
     loaded = _load(config, set_)
-    reference = Reference.parse(_stages.ingest(loaded).reference)
+    reference = Reference.parse(stages.ingest(loaded).reference)
     dataset = Dataset.load(reference)
     explained = explain(loaded, dataset, reference, workers or loaded.train.workers)
     summary.show_plan(explained)

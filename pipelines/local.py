@@ -20,10 +20,10 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
-from components._runtime import SECRETS, status_uri, sweep_status
 from components.launch.environment import import_path
 from components.launch.process_tie import told_to_end
 from components.launch.progress import Progress
+from components.step_runtime import SECRETS, status_uri, sweep_status
 from des_core import log, scratch, storage
 from des_core.config import Config
 from des_core.errors import DesError, UserError
@@ -155,7 +155,8 @@ def _interpreter(holder: str, config: Config) -> Iterator[None]:
         program.parent.mkdir()
         # Steps are started as "python3 -m MODULE ...".
         program.write_text(
-            f'#!/bin/sh\nshift\nexec {shlex.quote(sys.executable)} -m components.launch.process_tie --watch-output "$@"\n'
+            f"#!/bin/sh\nshift\nexec {shlex.quote(sys.executable)} "
+            '-m components.launch.process_tie --watch-output "$@"\n'
         )
         program.chmod(0o755)
         changes = {

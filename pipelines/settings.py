@@ -23,7 +23,7 @@ from kfp import dsl, kubernetes
 from kfp.dsl.graph_component import GraphComponent
 from kfp.dsl.pipeline_context import Pipeline
 
-from components._step import IMAGE
+from components.step import IMAGE
 from des_core.addresses import sqlite_path
 from des_core.config import Config
 from des_core.errors import ConfigError

@@ -11,15 +11,15 @@ from pathlib import Path
 
 from kfp import compiler, dsl
 
-from components._stages import ABSENT
-from components.evaluate import evaluate
-from components.gate import gate
-from components.ingest import ingest
-from components.notify import notify
-from components.register import register
-from components.resolve import resolve
-from components.score import score
-from components.train import train
+from components.stages import ABSENT
+from components.steps.evaluate import evaluate
+from components.steps.gate import gate
+from components.steps.ingest import ingest
+from components.steps.notify import notify
+from components.steps.register import register
+from components.steps.resolve import resolve
+from components.steps.score import score
+from components.steps.train import train
 from des_core.config import Config
 from des_core.errors import UserError
 

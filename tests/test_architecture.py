@@ -33,6 +33,8 @@ NEVER = {
     "des_core/data/store/": ("des_core.data.feed",),
     "des_core/engine/": ("des_core.release", "des_core.recurring"),
     "des_core/release/": ("des_core.recurring",),
+    "components/launch/local.py": ("components.launch.cluster",),
+    "components/launch/cluster.py": ("components.launch.local",),
     "k8s/": ("des_core.engine",),
 }
 """Place: modules it must not import. Of release, serving.py alone imports the engine: see below."""

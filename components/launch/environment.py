@@ -19,7 +19,7 @@ def worker_environment(workers: int) -> dict[str, str]:
 
 def import_path() -> str:
     """A PYTHONPATH under which a child finds the packages that this process runs."""
-    home = Path(__file__).resolve().parent.parent
+    home = Path(__file__).resolve().parent.parent.parent
     # Installed packages are found anyway, and must not come before the standard library.
     first = [] if home.name in ("site-packages", "dist-packages") else [str(home)]
     return os.pathsep.join([*first, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])

@@ -1,4 +1,6 @@
-"""Run a module in a process that ends when its parent does: ``python -m components.launch.process_tie MODULE ARGUMENTS``.
+"""Run a module in a process that ends when its parent does.
+
+    python -m components.launch.process_tie MODULE ARGUMENTS
 
 torchrun puts each worker into a session of its own, out of reach of a signal to the group, and a killed parent tells
 nobody. So every process on the way asks the kernel for its own SIGKILL at its parent's death. KFP starts a step under

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from des_core.addresses import sqlite_address
-from des_core.config.document import apply_override, explain, read_document
 from des_core.config.place import StorageConfig
+from des_core.config.toml_file import apply_override, explain, read_document
 from des_core.config.whole import Config
 from des_core.errors import ConfigError
 

@@ -35,7 +35,7 @@ from des_core.config import Config, parse_config
 from des_core.contracts import LABEL, TIME, Dataset, Reference
 from des_core.data.feed.batches import Lookups, Ownership, Stream, dense_values
 from des_core.data.feed.prefetch import Pause
-from des_core.engine.dense import Home
+from des_core.engine.dense_layers import Home
 from des_core.engine.exchange.collectives import Collectives, heartbeat
 from des_core.engine.exchange.exchange import Exchange
 from des_core.engine.exchange.plan import Link, Traffic, combinations, home_edges, layout, link_of

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from components import _stages
+from components import stages
 from components.launch import cluster
 from components.launch.environment import worker_environment
 from components.launch.roles import launch as launch_anywhere
@@ -288,7 +288,7 @@ def test_a_laptops_folder_cannot_be_the_jobs_storage(tmp_path: Path, monkeypatch
         cluster.launch("train", run, jobs=jobs)
     assert not jobs.submitted
     with pytest.raises(ConfigError, match=r"is a folder of this machine"):
-        _stages.resolve(run.config)
+        stages.resolve(run.config)
 
 
 def test_a_password_in_an_address_does_not_reach_the_workers_and_is_refused(tmp_path: Path) -> None:

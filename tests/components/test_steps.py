@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import components
-from components import _runtime
-from components._stages import Done
+from components import step_runtime, steps
+from components.stages import Done
 from des_core import log, storage
 from des_core.config import Config
 from des_core.errors import DataError, StorageError
@@ -19,7 +18,7 @@ from des_core.recurring import lease
 from des_core.run import Run
 from tests.finished import config_of, finished_run
 
-FOLDER = Path(components.__file__).parent
+FOLDER = Path(steps.__file__).parent
 STEPS = sorted(path for path in FOLDER.glob("[a-z]*.py"))
 
 
@@ -52,9 +51,9 @@ def test_a_stage_is_told_and_its_reference_handed_on(tmp_path: Path, capsys: pyt
 
     inputs, report = (str(run.reference(name)) for name in ("inputs.json", "report.json"))
     config = run.config.model_dump_json()
-    assert _runtime.on_run("evaluate", stage, config, "me", inputs, report).reference.startswith("there")
+    assert step_runtime.on_run("evaluate", stage, config, "me", inputs, report).reference.startswith("there")
     assert seen == [run]
-    noted = storage.read_json(_runtime.status_uri(run.config, "me"))
+    noted = storage.read_json(step_runtime.status_uri(run.config, "me"))
     assert noted == {"done": {"evaluate": "there#sha256:" + "0" * 64}, "as_of": ""}
     events = [log.parse_event(line) for line in capsys.readouterr().err.splitlines()]
     assert [event["event"] for event in events] == ["start", "done"]
@@ -69,7 +68,7 @@ def failed(
 
     text = config if isinstance(config, str) else config.model_dump_json()
     with pytest.raises(SystemExit) as caught:
-        _runtime.on_config("ingest", stage, text, "me")
+        step_runtime.on_config("ingest", stage, text, "me")
     return int(str(caught.value.code)), capsys.readouterr().err
 
 
@@ -82,7 +81,7 @@ def test_a_known_error_is_one_line_and_its_code(
     assert found == code
     assert output.splitlines()[-1] == f"error: {error}"
     assert "Traceback" not in output
-    left = storage.read_json(_runtime.status_uri(config, "me"))["error"]
+    left = storage.read_json(step_runtime.status_uri(config, "me"))["error"]
     assert left == {"step": "ingest", "code": code, "message": str(error)}
 
 
@@ -91,7 +90,7 @@ def test_an_unknown_error_keeps_its_traceback_for_the_log(tmp_path: Path, capsys
     code, output = failed(tmp_path, config, KeyError("lost\nkey"), capsys)
     assert code == 1
     assert "Traceback" in output
-    message = storage.read_json(_runtime.status_uri(config, "me"))["error"]["message"]
+    message = storage.read_json(step_runtime.status_uri(config, "me"))["error"]["message"]
     assert message.startswith("ingest: unexpected KeyError: ")
     assert "\n" not in message
 
@@ -110,7 +109,7 @@ def test_a_manifest_that_changed_since_it_was_handed_on_is_refused(
     storage.write_json(run.path("report.json"), {})
     with pytest.raises(SystemExit) as caught:
         inputs = str(run.reference("inputs.json"))
-        _runtime.on_run("gate", lambda _: Done("never"), run.config.model_dump_json(), "me", inputs, report)
+        step_runtime.on_run("gate", lambda _: Done("never"), run.config.model_dump_json(), "me", inputs, report)
     assert caught.value.code == 1
     assert "report.json has other bytes than its manifest says" in capsys.readouterr().err
 
@@ -141,24 +140,24 @@ def test_the_last_step_gives_the_lease_back(
     config = config_of(tmp_path)
     lease.take(config, "me")
     status = {"done": done, "as_of": "2026-01-02", "error": error}
-    storage.write_json(_runtime.status_uri(config, "me"), status)
-    _runtime.end(config.model_dump_json(), "me", state, "no pod could start")
+    storage.write_json(step_runtime.status_uri(config, "me"), status)
+    step_runtime.end(config.model_dump_json(), "me", state, "no pod could start")
     event = log.parse_event(capsys.readouterr().err)
     assert (event["outcome"], event["as_of"]) == (outcome, "2026-01-02")
     if outcome == "failure":
         assert event["why"] == ("train: worker 1 was killed" if error else "no pod could start")
-    assert not storage.exists(lease.uri_of(config)) and not storage.exists(_runtime.status_uri(config, "me"))
+    assert not storage.exists(lease.uri_of(config)) and not storage.exists(step_runtime.status_uri(config, "me"))
 
 
 def test_pages_are_copied_to_where_kfp_shows_them(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "report.html"), b"<p>page")
     target = tmp_path / "kfp" / "page" / "file"
-    _runtime.copy_page(str(tmp_path / "report.html"), os.fspath(target))
+    step_runtime.copy_page(str(tmp_path / "report.html"), os.fspath(target))
     assert target.read_bytes() == b"<p>page"
 
 
 def test_the_image_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from components import _step
+    from components import step
 
-    assert "python" in _step.IMAGE
-    assert json.dumps(_step.step.keywords["install_kfp_package"]) == "false"
+    assert "python" in step.IMAGE
+    assert json.dumps(step.step.keywords["install_kfp_package"]) == "false"

@@ -20,7 +20,7 @@ from des_core.config import Config, parse_config
 from des_core.contracts import FILE, GROUP, LABEL, ROW, ROW_GROUP, TIME, Dataset, Reference, Segment
 from des_core.data.feed.batches import Stream
 from des_core.data.read.hashing import hash_text, splitmix64
-from des_core.data.store import order
+from des_core.data.store import sorting
 from des_core.data.store.features import ingest, ingest_days, source_files
 from des_core.errors import DataError, StorageError
 
@@ -145,7 +145,7 @@ def test_spilling_changes_nothing(tmp_path: Path, make: Make, monkeypatch: pytes
     bytes_once = tree(tmp_path / "root")
     storage.delete(str(tmp_path / "root"))
     for name, value in (("RUN_BYTES", 1), ("FAN_IN", 2), ("MERGE_ROWS", 100)):
-        monkeypatch.setattr(order, name, value)
+        monkeypatch.setattr(sorting, name, value)
     monkeypatch.setattr("des_core.data.read.blocks.BLOCK_BYTES", 9000)
     assert ingest(config) == once
     assert tree(tmp_path / "root") == bytes_once
@@ -313,7 +313,7 @@ def test_a_crash_while_a_changed_log_is_ingested_keeps_the_old_features(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(order.Sorter, "sorted", crash)
+        patch.setattr(sorting.Sorter, "sorted", crash)
         with pytest.raises(KeyboardInterrupt):
             ingest(config)
     assert tree(tmp_path / "root") == before
@@ -537,9 +537,9 @@ def test_memory_does_not_grow_with_the_log(tmp_path: Path, make: Make) -> None:
 import sys, pyarrow as pa
 from des_core.config import parse_config
 from des_core.data.read import blocks
-from des_core.data.store import order
+from des_core.data.store import sorting
 from des_core.data.store.features import ingest
-blocks.BLOCK_BYTES, order.RUN_BYTES, order.MERGE_ROWS = 1 << 18, 4 << 20, 512
+blocks.BLOCK_BYTES, sorting.RUN_BYTES, sorting.MERGE_ROWS = 1 << 18, 4 << 20, 512
 ingest(parse_config(sys.argv[1]))
 print(pa.default_memory_pool().max_memory())
 """

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 import pytest
 
-from components import _stages
+from components import stages
 from des_core import storage
 from des_core.config import Config, load_config
 from des_core.contracts import FILE, ROW, TIME, Dataset, Reference
@@ -289,10 +289,10 @@ def test_every_step_again_changes_nothing(week: Week) -> None:
     run = week.day(DAYS[6])
     root = week.config.storage.root
     before = tree(root)
-    assert _stages.resolve(week.config, DAYS[6]).reference == DAYS[6]
-    again = _stages.ingest_and_pin(week.config, DAYS[6])
+    assert stages.resolve(week.config, DAYS[6]).reference == DAYS[6]
+    again = stages.ingest_and_pin(week.config, DAYS[6])
     assert again.unchanged and again.reference == str(run.reference("inputs.json"))
-    for step in (_stages.score, _stages.train, _stages.evaluate, _stages.gate, _stages.register):
+    for step in (stages.score, stages.train, stages.evaluate, stages.gate, stages.register):
         assert step(run).unchanged, step.__name__
     after = tree(root)
     moved = {name for name in before | after if before.get(name) != after.get(name)}
@@ -312,7 +312,7 @@ def test_a_later_day_takes_in_what_was_accepted_and_what_came_late(week: Week, t
     own = load_config(week.folder / "week.toml", (f"run.dir={tmp_path}/runs",))
     with registry._client(own.registry.tracking_uri) as client:
         client.set_registered_model_alias("week", "champion", before.day.champion if before.day else "")
-    anew = daily.pin_day(own, SHUFFLED, _stages.day_parts(own, SHUFFLED))
+    anew = daily.pin_day(own, SHUFFLED, stages.day_parts(own, SHUFFLED))
     assert anew.day is not None and anew.day.accepted == (SHUFFLED,) and anew.key != before.key
     assert not storage.exists(anew.path("new_rows.json"))
     with registry._client(own.registry.tracking_uri) as client:
@@ -321,7 +321,7 @@ def test_a_later_day_takes_in_what_was_accepted_and_what_came_late(week: Week, t
     ready = week.folder / f"logs/{LATE}.ready"
     ready.touch()
     try:
-        run = daily.pin_day(config, DAYS[7], _stages.day_parts(config, DAYS[7]))
+        run = daily.pin_day(config, DAYS[7], stages.day_parts(config, DAYS[7]))
     finally:
         ready.unlink()
     assert run.day is not None
@@ -332,12 +332,12 @@ def test_a_later_day_takes_in_what_was_accepted_and_what_came_late(week: Week, t
 def test_the_past_is_not_trained_on_under_a_newer_champion(week: Week) -> None:
     config = load_config(week.folder / "week.toml", (f"run.dir={week.folder}/runs/week", "run.name=week", "run.seed=7"))
     with pytest.raises(UserError, match=r"champion version 6 is trained through 2026-01-07, later than 2026-01-02"):
-        daily.pin_day(config, DAYS[1], _stages.day_parts(config, DAYS[1]))
+        daily.pin_day(config, DAYS[1], stages.day_parts(config, DAYS[1]))
 
 
 def test_whole_logs_and_days_do_not_mix_under_one_name(week: Week) -> None:
     with pytest.raises(UserError, match="week is retrained by the day"):
-        _stages.resolve(week.config)
+        stages.resolve(week.config)
 
 
 def test_a_day_that_must_come_is_an_error(week: Week) -> None:
@@ -454,10 +454,10 @@ def test_pins_survive_a_move(week: Week, tmp_path: Path) -> None:
     )
     assert moved.key == run.key and isinstance(moved.day, Day)
     assert Dataset.load(under_root(config, storage.read_json(moved.path("inputs.json"))["dataset"])).rows("test") == 300
-    assert _stages.ingest(config).numbers["rows"]["train"] > 0, "whole logs, in the same store"
+    assert stages.ingest(config).numbers["rows"]["train"] > 0, "whole logs, in the same store"
     assert storage.exists(moved.dataset.uri)
 
 
 def test_a_day_without_logs_is_told(week: Week) -> None:
     with pytest.raises(DataError, match=r"2026-02-01: no logs of that day; there are 2026-01-03"):
-        _stages.day_parts(week.config, "2026-02-01")
+        stages.day_parts(week.config, "2026-02-01")

@@ -24,7 +24,7 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
 
-from components import _stages
+from components import stages
 from des_core import log, storage
 from des_core.config import StorageConfig, load_config
 from des_core.contracts import FILE, LABEL, ROW, Dataset, Reference
@@ -290,7 +290,7 @@ def registered_run(folder: Path, *overrides: str) -> Run:
 def test_a_flipped_bit_in_a_result_is_never_unchanged(folder: Path, first: Ended, name: str) -> None:
     """Each file is named with its digest by the one that was written after it, up to the registry's tags."""
     run = registered_run(folder)
-    assert _stages.settled(run.config) is not None
+    assert stages.settled(run.config) is not None
     root = folder / "runs/small"
     paths = list(root.glob(name)) if "/" in name else [Path(run.path(name))]
     if name == "checkpoint":
@@ -306,19 +306,19 @@ def test_a_flipped_bit_in_a_result_is_never_unchanged(folder: Path, first: Ended
             data[place] ^= 1 << (place % 8)
             path.write_bytes(data)
             try:
-                assert _stages.settled(run.config) is None, (path, place)
+                assert stages.settled(run.config) is None, (path, place)
             except DesError as error:
                 assert path.name in str(error), (path, place, error)
             finally:
                 path.write_bytes(whole)
         path.write_bytes(b"")
         try:
-            assert _stages.settled(run.config) is None, f"{path} was empty"
+            assert stages.settled(run.config) is None, f"{path} was empty"
         except DesError as error:
             assert path.name in str(error)
         finally:
             path.write_bytes(whole)
-    assert _stages.settled(run.config) is not None
+    assert stages.settled(run.config) is not None
 
 
 def test_damaged_predictions_are_made_again(folder: Path, first: Ended) -> None:
@@ -326,31 +326,31 @@ def test_damaged_predictions_are_made_again(folder: Path, first: Ended) -> None:
     path = Path(run.path("predictions.parquet"))
     whole = path.read_bytes()
     path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
-    assert not _stages.evaluate(run).unchanged
+    assert not stages.evaluate(run).unchanged
     assert path.read_bytes() == whole
-    assert _stages.gate(run).unchanged and _stages.register(run).unchanged
-    assert _stages.settled(run.config) is not None
+    assert stages.gate(run).unchanged and stages.register(run).unchanged
+    assert stages.settled(run.config) is not None
 
 
 def test_other_bounds_judge_the_same_model_again(folder: Path, first: Ended) -> None:
     """Nothing is trained or scored anew; the version is the same, with the new verdict."""
     before = registered_run(folder)
     strict = registered_run(folder, "gate.min_auc=0.999")
-    assert strict.key == before.key and _stages.settled(strict.config) is None
+    assert strict.key == before.key and stages.settled(strict.config) is None
     trained = Path(before.path("training.json")).stat().st_mtime_ns
     for overrides, verdict, aliases in (
         (("gate.min_auc=0.999",), "reject", ["candidate", "champion"]),
         ((), "accept", ["candidate", "champion"]),
     ):
         run = registered_run(folder, *overrides)
-        assert _stages.train(run).unchanged and _stages.evaluate(run).unchanged
-        judged = _stages.gate(run)
+        assert stages.train(run).unchanged and stages.evaluate(run).unchanged
+        judged = stages.gate(run)
         assert (judged.unchanged, judged.numbers["verdict"]) == (False, verdict)
-        done = _stages.register(run)
+        done = stages.register(run)
         assert (done.numbers["version"], done.numbers["aliases"]) == (1, aliases)
         assert done.numbers["accepted"] == (verdict == "accept")
-        assert _stages.settled(run.config) is not None
-        assert _stages.gate(run).unchanged and _stages.register(run).unchanged
+        assert stages.settled(run.config) is not None
+        assert stages.gate(run).unchanged and stages.register(run).unchanged
         with registry._client(run.config.registry.tracking_uri) as client:
             tags = client.get_model_version("small", "1").tags
             page = client.download_artifacts(client.get_model_version("small", "1").run_id, "gate.json")
@@ -366,8 +366,8 @@ def test_a_verdict_that_certifies_itself_is_not_believed(folder: Path, first: En
     path.write_bytes(whole.replace(b'"accepted": true', b'"accepted": false'))
     assert path.read_bytes() != whole
     with pytest.raises(StorageError, match=r"gate.json is not the verdict that the run's files give"):
-        _stages.register(run)
-    _stages.gate(run)
+        stages.register(run)
+    stages.gate(run)
     assert path.read_bytes() == whole
 
 

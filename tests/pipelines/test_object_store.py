@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from components import _stages
+from components import stages
 from des_core import storage
 from des_core.config import Config, load_config
 from des_core.contracts import Reference
@@ -44,9 +44,9 @@ max_ne = 10
 
 def play(config: Config, day: str) -> Run:
     """All steps of a day, in this process but for the workers."""
-    assert _stages.resolve(config, day).reference == day
-    run = reopen(config, Reference.parse(_stages.ingest_and_pin(config, day).reference))
-    for step in (_stages.score, _stages.train, _stages.evaluate, _stages.gate, _stages.register):
+    assert stages.resolve(config, day).reference == day
+    run = reopen(config, Reference.parse(stages.ingest_and_pin(config, day).reference))
+    for step in (stages.score, stages.train, stages.evaluate, stages.gate, stages.register):
         assert not step(run).unchanged, step.__name__
     return run
 
@@ -68,5 +68,5 @@ def test_two_days_on_s3(bucket: str, tmp_path: Path) -> None:
     assert {"checkpoints", "days", "features", "runs", "report.html"} <= set(storage.list_folder(f"{bucket}/des"))
     local = {path.name for path in (tmp_path / "runs").iterdir()}
     assert local <= {"mlflow.db", "artifacts", "train.log", "evaluate.log"}, local
-    again = _stages.settled(config, DAYS[1])
+    again = stages.settled(config, DAYS[1])
     assert again is not None and again.key == second.key

@@ -116,7 +116,7 @@ def test_data_never_travel_as_artifacts(pipeline: dict[str, Any]) -> None:
         assert "artifacts" not in component.get("inputDefinitions", {})
         for artifact in component.get("outputDefinitions", {}).get("artifacts", {}).values():
             assert artifact["artifactType"]["schemaTitle"] in ("system.HTML", "system.Markdown", "system.Metrics")
-    sources = [path.read_text() for path in (Path(__file__).parents[2] / "components").glob("*.py")]
+    sources = [path.read_text() for path in (Path(__file__).parents[2] / "components").rglob("*.py")]
     assert not any(re.search(r"(Input|Output)\[(dsl\.)?(Dataset|Model|Artifact)\]", source) for source in sources)
 
 

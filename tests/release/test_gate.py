@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from components._stages import resolve
+from components.stages import resolve
 from des_core import metrics, storage
 from des_core.config import GateConfig, parse_config
 from des_core.contracts import FILE, ROW, Dataset, Reference

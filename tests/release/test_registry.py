@@ -29,7 +29,7 @@ from des_core.addresses import sqlite_address, sqlite_path
 from des_core.contracts import Reference
 from des_core.errors import RegistryError, UnavailableError
 from des_core.release.judge.gate import Verdict
-from des_core.release.registry import lineage, registry, tracking
+from des_core.release.registry import availability, lineage, registry
 from des_core.release.serve import prediction
 from des_core.run import Day, Run
 from pipelines import cli, summary
@@ -435,24 +435,24 @@ def test_mlflow_says_nothing_on_the_terminal(folder: Path, capfd: pytest.Capture
 @pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "/tmp/mlruns", "mlruns"])
 def test_a_plain_folder_is_refused_with_the_fix(uri: str) -> None:
     with pytest.raises(RegistryError, match=r"write it as sqlite:////.*mlruns/mlflow.db"):
-        tracking.check(uri)
+        availability.check(uri)
 
 
 def test_a_database_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("this is not a database")
     with pytest.raises(RegistryError, match="not an SQLite database"):
-        tracking.check(f"sqlite:///{tmp_path}/text.db")
+        availability.check(f"sqlite:///{tmp_path}/text.db")
     with pytest.raises(RegistryError, match="cannot be written"):
-        tracking.check(f"sqlite:///{tmp_path}/text.db/mlflow.db")
-    tracking.check(f"sqlite:///{tmp_path}/new/folder/mlflow.db")
+        availability.check(f"sqlite:///{tmp_path}/text.db/mlflow.db")
+    availability.check(f"sqlite:///{tmp_path}/new/folder/mlflow.db")
     assert not (tmp_path / "new").exists()
 
 
 @pytest.fixture
 def silent_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A port where somebody takes calls and never answers."""
-    monkeypatch.setattr(tracking, "CONNECT_S", 0.3)
-    monkeypatch.setattr(tracking, "API_S", 0.3)
+    monkeypatch.setattr(availability, "CONNECT_S", 0.3)
+    monkeypatch.setattr(availability, "API_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
@@ -504,14 +504,14 @@ def test_a_server_that_is_down_is_named_in_time(scheme: str) -> None:
     uri = f"{scheme}://somebody:secret@127.0.0.1:{closed_port()}/base"
     start = time.monotonic()
     with pytest.raises(UnavailableError, match=r"MLflow at .*127.0.0.1:\d+/base cannot be reached") as caught:
-        tracking.check(uri)
+        availability.check(uri)
     assert "secret" not in str(caught.value)
     assert time.monotonic() - start < 15
 
 
 def test_a_server_that_never_answers_is_named_in_time(silent_port: int) -> None:
     with pytest.raises(UnavailableError, match="cannot be reached"):
-        tracking.check(f"http://127.0.0.1:{silent_port}")
+        availability.check(f"http://127.0.0.1:{silent_port}")
 
 
 @contextmanager
@@ -566,18 +566,18 @@ def test_an_answer_of_mlflow_is_an_answer_and_a_proxys_is_waited_for(status: int
     with answering((status, body)) as (uri, asked):
         if passes:
             with pytest.raises(UnavailableError, match=rf"cannot be reached \(HTTP {status}"):
-                tracking.check(uri)
+                availability.check(uri)
         else:
-            tracking.check(uri)
+            availability.check(uri)
     assert [path.partition("?")[0] for path, _ in asked] == ["/api/2.0/mlflow/experiments/search"]
     with answering((status, body), (200, b"{}")) as (uri, asked):
-        tracking.check(uri, wait_s=5.0)
+        availability.check(uri, wait_s=5.0)
     assert len(asked) == 1 + passes
 
 
 def test_a_user_and_a_password_in_an_address_are_sent(capfd: pytest.CaptureFixture[str]) -> None:
     with answering((200, b"{}")) as (uri, asked):
-        tracking.check(uri.replace("://", "://ann:p%40ss@"))
+        availability.check(uri.replace("://", "://ann:p%40ss@"))
     assert asked[0][1] == "Basic " + base64.b64encode(b"ann:p@ss").decode()
 
 

@@ -35,9 +35,9 @@ from des_core.data.read.sources import Chunk, read
 from des_core.data.store.dataset import earlier_days, settled_forms, stored_dataset
 from des_core.data.store.digests import Digests
 from des_core.data.store.encoding import encode_checked, fields_of, specs_of
-from des_core.data.store.order import Sorter
 from des_core.data.store.parts import PartManifest, manifest_uri, whole_part, write_rows
 from des_core.data.store.sketches import Sketching
+from des_core.data.store.sorting import Sorter
 from des_core.data.store.splits import likely_train_rows, order_of
 from des_core.data.store.statistics import ValueTexts
 from des_core.errors import DataError, UnusableLogsError

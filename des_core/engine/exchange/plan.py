@@ -30,7 +30,7 @@ import numpy as np
 from des_core.config import Config
 from des_core.contracts import Dataset, Reference
 from des_core.data.feed.batches import BUCKET_BITS, Stream, everything
-from des_core.engine.dense import GlobalBatchNorm
+from des_core.engine.dense_layers import GlobalBatchNorm
 from des_core.engine.exchange.collectives import WAYS, entry
 from des_core.engine.exchange.placement import Placement, place
 from des_core.engine.exchange.routes import routes

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from des_core.config import ModelConfig
-from des_core.engine.dense import Home, Tower
+from des_core.engine.dense_layers import Home, Tower
 from des_core.engine.operators import Operator
 
 

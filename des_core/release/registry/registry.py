@@ -37,7 +37,7 @@ from des_core.config import Config
 from des_core.contracts import Record, Reference
 from des_core.errors import RegistryError, StorageError, of_system
 from des_core.release.judge.gate import Verdict
-from des_core.release.registry import lineage, tracking
+from des_core.release.registry import availability, lineage
 from des_core.run import Run
 from des_core.secrets import hidden
 
@@ -111,7 +111,7 @@ class Parent(NamedTuple):
 
 def champion(config: Config, into: str) -> Found | None:
     """The champion of the run's name, or None; a remote artifact is downloaded into the folder ``into``."""
-    if not tracking.has_database(config.registry.tracking_uri, _wait_s(config)):
+    if not availability.has_database(config.registry.tracking_uri, _wait_s(config)):
         return None
     with _client(config.registry.tracking_uri) as client:
         version = _aliased(client, config.run.name, "champion")
@@ -124,7 +124,7 @@ def parent(config: Config) -> Parent | None:
     Raises:
         RegistryError: its tags are not as we write them.
     """
-    if not tracking.has_database(config.registry.tracking_uri, _wait_s(config)):
+    if not availability.has_database(config.registry.tracking_uri, _wait_s(config)):
         return None
     with _client(config.registry.tracking_uri) as client:
         version = _aliased(client, config.run.name, "champion")
@@ -146,7 +146,7 @@ def parent(config: Config) -> Parent | None:
 def standing(run: Run) -> Standing:
     """The champion of the run's name, and the run's own version and aliases, as far as there are any."""
     name = run.config.run.name
-    if not tracking.has_database(run.config.registry.tracking_uri, _wait_s(run.config)):
+    if not availability.has_database(run.config.registry.tracking_uri, _wait_s(run.config)):
         return Standing("", "", ())
     with _client(run.config.registry.tracking_uri) as client:
         champion, own = _aliased(client, name, "champion"), _of_run(client, run)
@@ -178,7 +178,7 @@ def resolve(model_uri: str, tracking_uri: str) -> str:
         RegistryError: MLflow cannot be reached.
     """
     name, alias, number = parts_of(model_uri)
-    if not tracking.has_database(tracking_uri):
+    if not availability.has_database(tracking_uri):
         return ""
     with _client(tracking_uri) as client:
         version = _aliased(client, name, alias) if alias else _numbered(client, name, number)
@@ -189,7 +189,7 @@ def resolve(model_uri: str, tracking_uri: str) -> str:
 def _named(model_uri: str, tracking_uri: str) -> Iterator[tuple[MlflowClient, ModelVersion]]:
     shown = hidden(tracking_uri)
     name, alias, number = parts_of(model_uri)
-    if not tracking.has_database(tracking_uri):
+    if not availability.has_database(tracking_uri):
         raise RegistryError(f"{model_uri}: there is no MLflow database at {shown}; register a model first")
     with _client(tracking_uri) as client:
         version = _aliased(client, name, alias) if alias else _numbered(client, name, number)
@@ -292,7 +292,7 @@ def _judge_again(client: MlflowClient, run: Run, verdict: Verdict, version: Mode
 
 def recorded(run: Run) -> Registered | None:
     """``version.json`` of a run as the registry has it now; None where it is not registered, or not to the end."""
-    if not tracking.has_database(run.config.registry.tracking_uri, _wait_s(run.config)):
+    if not availability.has_database(run.config.registry.tracking_uri, _wait_s(run.config)):
         return None
     with _client(run.config.registry.tracking_uri) as client:
         version = _of_run(client, run)
@@ -364,7 +364,7 @@ def _is_whole(path: str) -> bool:
 @contextmanager
 def _client(uri: str) -> Iterator[MlflowClient]:
     """A client whose chatter is kept off the terminal and whose errors are ours."""
-    tracking.check(uri)
+    availability.check(uri)
     # Ours to choose, not to override: no telemetry, no bars, and minutes of silent retries are too long.
     for key, value in (
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
@@ -391,7 +391,7 @@ def _client(uri: str) -> Iterator[MlflowClient]:
             yield mlflow.MlflowClient(uri, uri)
         except (MlflowException, SQLAlchemyError, CommandError, OSError, sqlite3.Error) as error:
             if _passes(uri, error):
-                raise tracking.unavailable(uri, error) from None
+                raise availability.unavailable(uri, error) from None
             full = of_system(error) if isinstance(error, OSError) else None
             if full is None and re.search(r"disk is full|disk I/O error|No space left", str(error)):
                 full = StorageError(f"{hidden(uri)}: the disk is full or at fault; make room and start it again")

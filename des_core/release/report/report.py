@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from des_core import storage
 from des_core.contracts import Dataset
-from des_core.release.report import figures, judged, measured, profile
+from des_core.release.report import figures, profile, training_sections, verdict_sections
 from des_core.release.report.markup import Html, count, number, page, section
 from des_core.run import Day, Run
 
@@ -31,7 +31,7 @@ class Found(NamedTuple):
     version: Document | None = None
     new_rows: Document | None = None
     day: Day | None = None
-    scores: measured.Scores | None = None
+    scores: training_sections.Scores | None = None
 
 
 def write(run: Run) -> str:
@@ -45,7 +45,7 @@ def write(run: Run) -> str:
         _document(run, "version.json"),
         _document(run, "new_rows.json"),
         run.day,
-        measured.scores(run) if report.get("roc") else None,
+        training_sections.scores(run) if report.get("roc") else None,
     )
     storage.write_bytes(run.path("report.html"), document(found).encode())
     return run.path("report.html")
@@ -61,23 +61,25 @@ def document(found: Found) -> str:
     as_of = day.as_of if day else ""
     name = " ".join([report["run"]["name"], as_of]).strip()
     return page(
-        f"{name}: {judged.title(verdict)}",
+        f"{name}: {verdict_sections.title(verdict)}",
         (
             _heading(report, as_of),
-            judged.decision(verdict, found.version, as_of),
+            verdict_sections.decision(verdict, found.version, as_of),
             _tiles(report, verdict, rows_name),
             _day(day, report) if day else "",
-            judged.checks(verdict),
-            judged.metrics(report, verdict, rows_name),
-            measured.curves(report, rows_name, found.scores, judged.differences(report, verdict, key, bound)),
-            judged.slices(verdict),
-            judged.drift(verdict, found.new_rows, bounds.get("max_psi")),
-            judged.progress(found.new_rows),
-            measured.network(report),
+            verdict_sections.checks(verdict),
+            verdict_sections.metrics(report, verdict, rows_name),
+            training_sections.curves(
+                report, rows_name, found.scores, verdict_sections.differences(report, verdict, key, bound)
+            ),
+            verdict_sections.slices(verdict),
+            verdict_sections.drift(verdict, found.new_rows, bounds.get("max_psi")),
+            verdict_sections.progress(found.new_rows),
+            training_sections.network(report),
             profile.steps(report),
-            measured.workers(report),
-            measured.tables(report),
-            measured.data(report, found.dataset, tail=day is not None),
+            training_sections.workers(report),
+            training_sections.tables(report),
+            training_sections.data(report, found.dataset, tail=day is not None),
             _footer(report, found.config),
         ),
     )
@@ -100,10 +102,10 @@ def _heading(report: Document, as_of: str) -> str:
 def _tiles(report: Document, verdict: Document | None, rows_name: str) -> str:
     """The numbers that people look for first."""
     tiles: list[tuple[str, str, str]] = []
-    for key, name, meaning in judged.METRICS:
+    for key, name, meaning in verdict_sections.METRICS:
         if report.get(key) is not None:
             shown = name if tiles else f"{rows_name} {name}"
-            tiles.append((shown, number(report[key]), judged.beside(report, verdict, key) or meaning))
+            tiles.append((shown, number(report[key]), verdict_sections.beside(report, verdict, key) or meaning))
     peak = f"samples/s, {report['peak_rss_mb']:,.0f} MB at most"
     tiles.append(("speed", figures.short(report["samples_per_s"]), peak))
     drawn = "".join(

@@ -25,7 +25,7 @@ from des_core.config import Config
 from des_core.contracts import FILE, LABEL, ROW, Dataset, FieldSpec, Record, Reference, read_as
 from des_core.data.feed.batches import Stream, columns_of, dense_values, everything
 from des_core.data.store.features import encode
-from des_core.engine.dense import Home
+from des_core.engine.dense_layers import Home
 from des_core.engine.models import Model, build
 from des_core.engine.operators import totals_alone
 from des_core.engine.weights import checkpoint, index

@@ -2,16 +2,16 @@
 
 from kfp.dsl import HTML, Metrics, Output
 
-from components._step import step
+from components.step import step
 
 
 @step
 def evaluate(config: str, inputs: str, training: str, run_id: str, metrics: Output[Metrics], page: Output[HTML]) -> str:
     """Reference of report.json."""
-    from components import _runtime, _stages
+    from components import stages, step_runtime
 
-    done = _runtime.on_run("evaluate", _stages.evaluate, config, run_id, inputs, training)
-    _runtime.copy_page(done.page, page.path)
+    done = step_runtime.on_run("evaluate", stages.evaluate, config, run_id, inputs, training)
+    step_runtime.copy_page(done.page, page.path)
     for name, value in done.numbers.items():
         metrics.log_metric(name, value)
     return done.reference

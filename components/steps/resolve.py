@@ -1,6 +1,6 @@
 """First step: everything that can be checked before work begins, and which day it is about."""
 
-from components._step import step
+from components.step import step
 
 
 @step
@@ -8,6 +8,6 @@ def resolve(config: str, as_of: str, run_id: str) -> str:
     """The day, or "all" for whole logs, or "absent": the DAG's only condition."""
     from functools import partial
 
-    from components import _runtime, _stages
+    from components import stages, step_runtime
 
-    return _runtime.on_config("resolve", partial(_stages.resolve, as_of=as_of), config, run_id).reference
+    return step_runtime.on_config("resolve", partial(stages.resolve, as_of=as_of), config, run_id).reference

@@ -1,11 +1,11 @@
 """A judged model -> a version in the registry, with its aliases."""
 
-from components._step import step
+from components.step import step
 
 
 @step
 def register(config: str, inputs: str, verdict: str, run_id: str) -> str:
     """Reference of version.json."""
-    from components import _runtime, _stages
+    from components import stages, step_runtime
 
-    return _runtime.on_run("register", _stages.register, config, run_id, inputs, verdict).reference
+    return step_runtime.on_run("register", stages.register, config, run_id, inputs, verdict).reference

@@ -65,7 +65,7 @@ def resolve(config: Config, as_of: str = "") -> Done:
         UserError: logs are missing, the registry does not answer, or ``as_of`` is not understood.
     """
     from des_core.data.store import features
-    from des_core.release.registry import registry, tracking
+    from des_core.release.registry import availability, registry
 
     if "[[" in as_of or "{{" in as_of:
         raise ConfigError(
@@ -80,7 +80,7 @@ def resolve(config: Config, as_of: str = "") -> Done:
         config.check_slices({field.name: field.kind for field in features.fields_of(config)})
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    tracking.check(config.registry.tracking_uri, config.registry.wait_s or remote.patience_s())
+    availability.check(config.registry.tracking_uri, config.registry.wait_s or remote.patience_s())
     what = f"{config.model.name} on {_count(config.train.workers, 'worker')}"
     if as_of:
         return _resolve_day(config, as_of, what)

@@ -2,12 +2,12 @@
 
 from kfp.dsl import PipelineTaskFinalStatus
 
-from components._step import step
+from components.step import step
 
 
 @step
 def notify(config: str, run_id: str, status: PipelineTaskFinalStatus):  # type: ignore[no-untyped-def]  # noqa: ANN201  KFP warns of None
     """Post the outcome."""
-    from components import _runtime
+    from components import step_runtime
 
-    _runtime.end(config, run_id, status.state, status.error_message)
+    step_runtime.end(config, run_id, status.state, status.error_message)

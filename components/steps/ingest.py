@@ -1,6 +1,6 @@
 """Raw logs -> feature store, and what the run is pinned to."""
 
-from components._step import step
+from components.step import step
 
 
 @step
@@ -8,6 +8,6 @@ def ingest(config: str, as_of: str, run_id: str) -> str:
     """Reference of inputs.json."""
     from functools import partial
 
-    from components import _runtime, _stages
+    from components import stages, step_runtime
 
-    return _runtime.on_config("ingest", partial(_stages.ingest_and_pin, as_of=as_of), config, run_id).reference
+    return step_runtime.on_config("ingest", partial(stages.ingest_and_pin, as_of=as_of), config, run_id).reference

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from components._stages import Done
+from components.stages import Done
 from des_core import log, storage
 from des_core.config import Config, parse_config
 from des_core.contracts import Reference

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from des_core.data.store import order
+from des_core.data.store import sorting
 
 
 @pytest.mark.parametrize(
@@ -27,14 +27,14 @@ def test_sorted_stream_equals_a_stable_sort(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: int, fan_in: int, merge_rows: int, keys: int
 ) -> None:
     for name, value in (("RUN_BYTES", run), ("SLICE_ROWS", 333), ("FAN_IN", fan_in), ("MERGE_ROWS", merge_rows)):
-        monkeypatch.setattr(order, name, value)
+        monkeypatch.setattr(sorting, name, value)
     draw = np.random.default_rng(0)
     key = draw.integers(0, keys, 4000).astype(np.uint64)
     rows = np.arange(len(key))
     lists = pa.array([[row] * (row % 3) for row in rows.tolist()], pa.list_(pa.int64()))
     numbers = pa.array(rows.astype(np.float32), mask=rows % 5 == 0)
     table = pa.table({"row": rows, "list": lists, "number": numbers})
-    sorter = order.Sorter(str(tmp_path))
+    sorter = sorting.Sorter(str(tmp_path))
     at = 0
     while at < len(rows):
         size = int(draw.integers(0, 300))
@@ -49,4 +49,4 @@ def test_sorted_stream_equals_a_stable_sort(
 
 
 def test_nothing_in_nothing_out(tmp_path: Path) -> None:
-    assert list(order.Sorter(str(tmp_path)).sorted()) == []
+    assert list(sorting.Sorter(str(tmp_path)).sorted()) == []

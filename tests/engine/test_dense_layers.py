@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from des_core.config import MODELS, ModelConfig
-from des_core.engine.dense import GlobalBatchNorm, Home, LaneDropout, lane_edges
+from des_core.engine.dense_layers import GlobalBatchNorm, Home, LaneDropout, lane_edges
 from des_core.engine.models import build
 from des_core.engine.operators import Shard, totals_alone
 
