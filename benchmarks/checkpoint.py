@@ -64,7 +64,7 @@ def main() -> None:
     head = {"run_key": "bench", "trajectory": "bench", "shape": shape, "trainer": {"step": 1}}
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        uri = checkpoint.save(folder, Alone(), table, model, dense, head)
+        uri = checkpoint.save(folder, Alone(), table, model, dense, head, {})
         saved_s = time.perf_counter() - start
         size = sum(file.stat().st_size for file in Path(folder).rglob("*.npy"))
         again = new_table(model.row_width, wanted.rule)
