@@ -19,7 +19,7 @@ ELSEWHERE = ("# needs a cluster", "# needs a GPU", "# needs Docker")
 SHELL = ("cd", "export", "git")
 """Programs that are not ours."""
 
-RUN_BY: dict[str, str] = {"mlflow": "tests/release", "curl": "tests/release", "kubectl": "tests/k8s"}
+RUN_BY: dict[str, str] = {"kubectl": "tests/k8s"}
 """Program: the tests that run it as the documents show it."""
 
 
