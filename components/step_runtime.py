@@ -21,7 +21,7 @@ from des_core.contracts import Reference
 from des_core.errors import DamagedError, DesError, of_system
 from des_core.recurring import lease
 from des_core.run import Run, reopen
-from des_core.secrets import hidden
+from des_core.secrets import hidden, remember
 
 SECRETS = "DES_SECRETS"
 """Variable in which a local run hands its config's secrets to its steps: KFP prints the config itself, and the list of
@@ -47,7 +47,9 @@ def on_run(name: str, stage: Callable[[Run], Done], config: str, holder: str, in
 def _config(config: str) -> Config:
     """The pipeline's config, with the secrets that it must not hold itself."""
     parsed = parse_config(config, "the config of this pipeline")
-    return parsed.with_secrets(json.loads(os.environ.get(SECRETS, "{}")))
+    whole = parsed.with_secrets(json.loads(os.environ.get(SECRETS, "{}")))
+    remember(whole.notify.webhook)
+    return whole
 
 
 def holder_of(run_id: str) -> tuple[str, int]:

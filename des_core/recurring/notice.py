@@ -15,6 +15,7 @@ from des_core.config import Config
 from des_core.contracts import Reference
 from des_core.errors import UnavailableError
 from des_core.release.judge.gate import Verdict
+from des_core.secrets import remember
 
 TIMEOUT_S = 10.0
 WAIT_S = 30.0
@@ -53,6 +54,7 @@ def post(config: Config, told: dict[str, Any]) -> None:
     address = config.notify.webhook or os.environ.get("DES_WEBHOOK", "")
     if not address:
         return
+    remember(address)
     try:
         remote.wait_for("the webhook", lambda: _send(address, told), min(WAIT_S, remote.patience_s()))
     except (UnavailableError, OSError, ValueError) as error:

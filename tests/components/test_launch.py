@@ -117,21 +117,26 @@ def test_a_worker_that_freezes_on_its_way_out_holds_nobody_up(run: Run, monkeypa
     assert time.monotonic() - start < 30
 
 
+def launcher_in(folder: Path) -> subprocess.Popen[bytes]:
+    """A process that launches the double's workers for the run under a folder."""
+    script = (
+        "from components.launch.roles import launch\n"
+        "from des_core.config import load_config\n"
+        "from des_core.run import pin\n"
+        f"config = load_config('shop.toml', ('run.dir={folder}/runs/shop',))\n"
+        f"launch('train', pin(config), module='{DOUBLE}')\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", script], env=worker_environment(2), stderr=subprocess.DEVNULL, start_new_session=True
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_outlives_the_launcher(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     monkeypatch.setenv("DES_TEST_WORKER", "staying")
-    script = (
-        "from components.launch.roles import launch\n"
-        "from des_core.config import load_config\n"
-        "from des_core.run import pin\n"
-        f"config = load_config('shop.toml', ('run.dir={tmp_path}/runs/shop',))\n"
-        f"launch('train', pin(config), module='{DOUBLE}')\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script], env=worker_environment(2), stderr=subprocess.DEVNULL, start_new_session=True
-    ) as launcher:
+    with launcher_in(tmp_path) as launcher:
         end = time.monotonic() + 30
         while len(list(tmp_path.glob("pid-*"))) < 2 and time.monotonic() < end:
             time.sleep(0.05)
@@ -159,17 +164,8 @@ def test_a_launcher_that_is_killed_while_workers_are_born_leaves_none(
 ) -> None:
     """At its first, second ... process; each asks the kernel for its own end first of all."""
     monkeypatch.setenv("DES_TEST_WORKER", "staying")
-    script = (
-        "from components.launch.roles import launch\n"
-        "from des_core.config import load_config\n"
-        "from des_core.run import pin\n"
-        f"config = load_config('shop.toml', ('run.dir={tmp_path}/runs/shop',))\n"
-        f"launch('train', pin(config), module='{DOUBLE}')\n"
-    )
     mark = f"{tmp_path}/runs/shop"
-    with subprocess.Popen(
-        [sys.executable, "-c", script], env=worker_environment(2), stderr=subprocess.DEVNULL, start_new_session=True
-    ) as launcher:
+    with launcher_in(tmp_path) as launcher:
         end = time.monotonic() + 30
         while len(those_with(mark)) < births + 1 and time.monotonic() < end:
             time.sleep(0.005)
