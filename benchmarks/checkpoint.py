@@ -46,7 +46,7 @@ def filled(rows: int, width: int, rule: str) -> Table:
     ids = np.unique(np.random.default_rng(0).integers(-(1 << 63), 1 << 63, rows))
     for step, start in enumerate(range(0, len(ids), CHUNK), 1):
         part = ids[start : start + CHUNK]
-        table.commit(table.touch(part, np.zeros(len(part), np.uint16), np.ones(len(part), np.uint32), step))
+        table.commit(table.stage(part, np.zeros(len(part), np.uint16), np.ones(len(part), np.uint32), step))
     return table
 
 

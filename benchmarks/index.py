@@ -5,7 +5,7 @@
 Fills a table (k = 16, fp32, row-wise Adagrad's state) and prints key=value lines; times are this
 thread's on its core, lookups' the medians of many batches:
 
-    lookups   Zipf batches over ``keys`` known ids and a twentieth as many unknown: dedupe, then find only, or touch
+    lookups   Zipf batches over ``keys`` known ids and a twentieth as many unknown: dedupe, then find only, or stage
               (find or insert, counts and last steps); plain: finds of unique ids drawn evenly
     growth    the slowest batch of the fill up to ``rows`` and past them, until the index has doubled once more; writes
               to fresh memory are part of it, at the speed that fresh_gb_per_s states
@@ -43,21 +43,21 @@ def seconds(call: Callable[[], object]) -> float:
     return time.thread_time() - started
 
 
-def meet(table: Table, ids: Array, step: int) -> tuple[float, float]:
-    """Seconds of a touch of unique ids and of its commit."""
-    touches = []
+def stage(table: Table, ids: Array, step: int) -> tuple[float, float]:
+    """Seconds to stage unique ids and to commit them."""
+    stagings = []
     tables, counts = np.zeros(len(ids), np.uint16), np.ones(len(ids), np.uint32)
     return (
-        seconds(lambda: touches.append(table.touch(ids, tables, counts, step))),
-        seconds(lambda: table.commit(touches[0])),
+        seconds(lambda: stagings.append(table.stage(ids, tables, counts, step))),
+        seconds(lambda: table.commit(stagings[0])),
     )
 
 
 def fill(table: Table, first: int, last: int) -> Array:
-    """Meet the ids of keys [first, last) in pieces; the slowest touch and commit, in seconds."""
+    """Stage the ids of keys [first, last) in pieces; the slowest staging and commit, in seconds."""
     starts = range(first, last, PIECE)
     ids = (ids_of(np.arange(start, min(start + PIECE, last)), "benchmark") for start in starts)
-    return np.array([meet(table, piece, 1) for piece in ids]).max(0, initial=0)
+    return np.array([stage(table, piece, 1) for piece in ids]).max(0, initial=0)
 
 
 def fresh_gb_per_s(size: int) -> float:
@@ -72,28 +72,28 @@ def measure_lookups(table: Table, keys: int, batch: int, rounds: int) -> dict[st
     rng = np.random.default_rng(0)
     ranks = np.cumsum(np.arange(1, keys + keys // 20) ** -ZIPF)
     by_rank = ids_of(rng.permutation(len(ranks)), "benchmark")
-    taken: dict[str, list[float]] = {"dedupe": [], "find": [], "touch": [], "plain": []}
+    taken: dict[str, list[float]] = {"dedupe": [], "find": [], "stage": [], "plain": []}
     uniques, used = 0, table.used
     for step in range(2, 2 + rounds):
         ids_L = by_rank[np.searchsorted(ranks, rng.random(batch) * ranks[-1])]
         ids_U = index.dedupe(ids_L)[0]
         even_U = ids_of(rng.permutation(keys)[:batch], "benchmark")
         taken["dedupe"].append(seconds(lambda ids_L=ids_L: index.dedupe(ids_L)))
-        # Each batch is new to the caches: finds and touches take turns.
+        # Each batch is new to the caches: finds and stagings take turns.
         if step % 2:
             taken["find"].append(seconds(lambda ids_U=ids_U: table.find(ids_U)))
         else:
-            taken["touch"].append(meet(table, ids_U, step)[0])
+            taken["stage"].append(stage(table, ids_U, step)[0])
         taken["plain"].append(seconds(lambda even_U=even_U: table.find(even_U)))
         uniques += len(ids_U)
-    dedupe, find, touch, plain = (median(times) for times in taken.values())
+    dedupe, find, staged, plain = (median(times) for times in taken.values())
     return {
         "keys": keys,
         "batch": batch,
         "unique_share": uniques / rounds / batch,
         "dedupe_per_s": round(batch / dedupe),
         "find_per_s": round(batch / (dedupe + find)),
-        "touch_per_s": round(batch / (dedupe + touch)),
+        "stage_per_s": round(batch / (dedupe + staged)),
         "plain_finds_per_s": round(batch / plain),
         "inserted": table.used - used,
     }
@@ -116,14 +116,14 @@ def main() -> None:
 
     # Keys that the lookups may have inserted are left out.
     full, start = int(index.MAX_LOAD * index.capacity_for(rows)), keys + keys // 20
-    touch_s, commit_s = fill(table, start, start + full - table.used)
+    stage_s, commit_s = fill(table, start, start + full - table.used)
     load, used = table.load, table.used
     double_s, _ = fill(table, start + full, start + full + 1000)
     growth = {
         "rows": used,
         "full": load,
         "double_s": double_s,
-        "slowest_touch_s": touch_s,
+        "slowest_stage_s": stage_s,
         "slowest_commit_s": commit_s,
     }
     growth |= {"fresh_gb_per_s": fresh_gb_per_s(rows * 8), "bytes_per_row": table.bytes_per_row, "load": table.load}

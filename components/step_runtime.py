@@ -30,7 +30,7 @@ processes shows it."""
 
 def on_config(name: str, stage: Callable[[Config], Done], config: str, holder: str) -> Done:
     """Do a stage that comes before there is a run."""
-    return _told(name, config, holder, stage)
+    return _run_noted(name, config, holder, stage)
 
 
 def on_run(name: str, stage: Callable[[Run], Done], config: str, holder: str, inputs: str, *others: str) -> Done:
@@ -41,7 +41,7 @@ def on_run(name: str, stage: Callable[[Run], Done], config: str, holder: str, in
             Reference.parse(reference).read()
         return stage(reopen(parsed, Reference.parse(inputs)))
 
-    return _told(name, config, holder, checked)
+    return _run_noted(name, config, holder, checked)
 
 
 def _config(config: str) -> Config:
@@ -119,7 +119,7 @@ def _fail(config: Config | None, holder: str, name: str, code: int, message: str
     sys.exit(code)
 
 
-def _told(name: str, config: str, run_id: str, stage: Callable[[Config], Done]) -> Done:
+def _run_noted(name: str, config: str, run_id: str, stage: Callable[[Config], Done]) -> Done:
     """Do a stage under the lease; note what came of it, and leave with the exit code of what went wrong."""
     start = time.monotonic()
     log.emit("start", name=name)

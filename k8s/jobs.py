@@ -380,7 +380,7 @@ class PyTorchJobs:
         """The state that an object shows; None or another of its name: it was deleted."""
         if present is None or (self._uid and present["metadata"]["uid"] != self._uid):
             return State("deleted", f"job {job.name} was deleted while it ran")
-        state = State(_phase(present), _told(present))
+        state = State(_phase(present), _end_message(present))
         return self._look(job, state)
 
     def _look(self, job: Job, state: State) -> State:
@@ -434,7 +434,7 @@ def _phase(present: Mapping[str, Any]) -> Phase:
     return "running" if "Running" in true else "waiting"
 
 
-def _told(present: Mapping[str, Any]) -> str:
+def _end_message(present: Mapping[str, Any]) -> str:
     """What the operator says of an end."""
     conditions = (present.get("status") or {}).get("conditions") or []
     ends = [one for one in conditions if one["type"] in ("Failed", "Succeeded") and one["status"] == "True"]

@@ -420,13 +420,13 @@ def plan(
     """Bytes per exchange, and who owns which fields. Ingests what is not ingested yet."""
     from components import stages
     from des_core.contracts import Dataset, Reference
-    from des_core.engine.exchange.plan import explain
+    from des_core.engine.exchange.plan import plan_summary
     from pipelines import summary
 
     loaded = _load(config, set_)
     reference = Reference.parse(stages.ingest(loaded).reference)
     dataset = Dataset.load(reference)
-    explained = explain(loaded, dataset, reference, workers or loaded.train.workers)
+    explained = plan_summary(loaded, dataset, reference, workers or loaded.train.workers)
     summary.show_plan(explained)
     _answer(as_json, explained)
 

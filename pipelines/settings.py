@@ -64,13 +64,13 @@ def settled(pipeline: GraphComponent, config: Config) -> GraphComponent:
     def whole(*inputs: Any) -> None:
         pipeline.pipeline_func(*inputs)
         for task in Pipeline.get_default_pipeline().tasks.values():
-            settle(task, config)
+            apply_pod_settings(task, config)
 
     about = pipeline.component_spec
     return dsl.pipeline(name=about.name, description=about.description)(whole)
 
 
-def settle(task: dsl.PipelineTask, config: Config) -> None:
+def apply_pod_settings(task: dsl.PipelineTask, config: Config) -> None:
     """Give a step all that its pod needs."""
     image = image_of(config)
     task.set_caching_options(False)

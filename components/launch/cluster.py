@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 
 from components.launch.environment import THREADS
-from components.launch.failure import explain
+from components.launch.failure import launch_error
 from components.launch.process_tie import told_to_end
 from components.launch.progress import Progress
 from components.launch.roles import LEAVE_S, LEAVING, MODULES, Role, pace
@@ -68,22 +68,22 @@ def launch(
     jobs = jobs or connect()
     job = job_of(role, run, resume, profile, module)
     with told_to_end(), Progress(pace()) as progress:
-        story = _Story(run, role, progress)
+        job_log = _JobLog(run, role, progress)
         try:
             jobs.submit(job)
             log.emit("job", name=job.name, nodes=job.nodes, nproc_per_node=job.nproc_per_node, image=job.image)
-            state = _follow(jobs, job, config.cluster, story)
+            state = _follow(jobs, job, config.cluster, job_log)
         except (KeyboardInterrupt, SystemExit, BrokenPipeError):
             # A pipe breaks when whoever runs this step is gone.
             _let_go(jobs, job)
             raise
         finally:
-            story.keep()
+            job_log.keep()
         # A volume of another node, or an object store, may show a file late.
         until = time.monotonic() + (SEEN_S if state.phase == "succeeded" else 0.0)
         while not _finished(role, run):
             if time.monotonic() >= until:
-                raise _why(job, state, config.cluster, story)
+                raise _job_error(job, state, config.cluster, job_log)
             time.sleep(0.2)
 
 
@@ -151,7 +151,7 @@ def job_of(role: Role, run: Run, resume: bool = False, profile: bool = False, mo
     )
 
 
-class _Story:
+class _JobLog:
     """What worker 0 has said: shown as it comes, and kept beside the run's results."""
 
     def __init__(self, run: Run, role: str, progress: Progress) -> None:
@@ -162,7 +162,7 @@ class _Story:
         """When worker 0 said that all is done, by the monotonic clock; 0: it has not."""
         self.lines: list[str] = []
 
-    def hear(self, line: str) -> None:
+    def add_line(self, line: str) -> None:
         """Take one line."""
         self.lines.append(line)
         event = log.parse_event(line.strip())
@@ -180,7 +180,7 @@ class _Story:
             storage.write_bytes(self.path, ("\n".join(self.lines) + "\n").encode())
 
     @property
-    def further(self) -> str:
+    def where(self) -> str:
         """Where it happened and what comes next, for an error's end."""
         resumable = storage.exists(storage.join(self.run.checkpoints, "last.json"))
         hint = "the next attempt goes on from the last checkpoint" if self.role == "train" and resumable else ""
@@ -191,7 +191,7 @@ def _finished(role: str, run: Run) -> bool:
     return all(storage.exists(run.path(name)) for name in RESULTS[role])
 
 
-def _follow(jobs: Jobs, job: Job, cluster: ClusterConfig, story: _Story) -> State:
+def _follow(jobs: Jobs, job: Job, cluster: ClusterConfig, job_log: _JobLog) -> State:
     """The job's last state, with worker 0's log told meanwhile.
 
     Raises:
@@ -201,18 +201,18 @@ def _follow(jobs: Jobs, job: Job, cluster: ClusterConfig, story: _Story) -> Stat
 
     def listen() -> None:
         for line in jobs.logs(job, ended):
-            story.hear(line)
+            job_log.add_line(line)
 
     thread = threading.Thread(target=listen, daemon=True, name="worker-0")
     thread.start()
     try:
-        return _wait(jobs, job, cluster, story)
+        return _wait(jobs, job, cluster, job_log)
     finally:
         ended.set()
         thread.join(GRACE_S)
 
 
-def _wait(jobs: Jobs, job: Job, cluster: ClusterConfig, story: _Story) -> State:
+def _wait(jobs: Jobs, job: Job, cluster: ClusterConfig, job_log: _JobLog) -> State:
     """The job's last state. Time in a queue does not count against the deadline.
 
     Raises:
@@ -228,7 +228,7 @@ def _wait(jobs: Jobs, job: Job, cluster: ClusterConfig, story: _Story) -> State:
         _add_trouble(spent_s, before, state, passed_s)
         if state.ended:
             return state
-        if story.left_at and now - story.left_at > LEAVE_S and _finished(story.role, story.run):
+        if job_log.left_at and now - job_log.left_at > LEAVE_S and _finished(job_log.role, job_log.run):
             # All workers have met for the last time; one is frozen on its way out.
             log.emit("left", job=job.name, why="its work is done, and a worker has not ended; the job is deleted")
             jobs.delete(job)
@@ -240,11 +240,11 @@ def _wait(jobs: Jobs, job: Job, cluster: ClusterConfig, story: _Story) -> State:
         if waits and now - told >= TELL_S:
             told = now
             log.emit("waiting", job=job.name, why=waits, limit_s=round(_limit_s(state, cluster)))
-        over = _over(job, state, cluster, spent_s)
-        if over:
+        exceeded = _limit_exceeded(job, state, cluster, spent_s)
+        if exceeded:
             jobs.delete(job)
-            raise WorkerError(f"job {job.name} {over}; {story.further}" if over.startswith("ran") else over)
-    raise WorkerError(f"job {job.name} is no longer watched; {story.further}")
+            raise WorkerError(f"job {job.name} {exceeded}; {job_log.where}" if exceeded.startswith("ran") else exceeded)
+    raise WorkerError(f"job {job.name} is no longer watched; {job_log.where}")
 
 
 def _add_trouble(spent_s: dict[str, float], before: State, state: State, passed_s: float) -> None:
@@ -283,7 +283,7 @@ def _waits(job: Job, state: State, spent_s: dict[str, float]) -> str:
     return f"{state.trouble}" if state.trouble else ""
 
 
-def _over(job: Job, state: State, cluster: ClusterConfig, spent_s: dict[str, float]) -> str:
+def _limit_exceeded(job: Job, state: State, cluster: ClusterConfig, spent_s: dict[str, float]) -> str:
     """Why a job is not waited for any longer, or nothing."""
     limit_s, trouble = cluster.queue_timeout_s, state.trouble
     if state.phase == "queued" and spent_s["queued"] > limit_s:
@@ -303,48 +303,48 @@ def _over(job: Job, state: State, cluster: ClusterConfig, spent_s: dict[str, flo
     return ""
 
 
-def _why(job: Job, state: State, cluster: ClusterConfig, story: _Story) -> DesError:
+def _job_error(job: Job, state: State, cluster: ClusterConfig, job_log: _JobLog) -> DesError:
     """The one line of a job that left no result: a user's mistake first, then the pod's end, then its last words."""
     if state.phase == "succeeded":
         return WorkerError(
-            f"job {job.name} succeeded, but left no {RESULTS[story.role][-1]} in {story.run.folder}; "
+            f"job {job.name} succeeded, but left no {RESULTS[job_log.role][-1]} in {job_log.run.folder}; "
             "do this step and the job's pods mount the same storage.root?"
         )
-    output = "\n".join([*(line for one in state.fallen for line in one.lines), *story.lines])
+    output = "\n".join([*(line for one in state.fallen for line in one.lines), *job_log.lines])
     errors = [event for event in map(log.parse_event, output.splitlines()) if event.get("event") == "error"]
     mistake = next((event for event in errors if event.get("code") == str(UserError.exit_code)), None)
     if mistake:
         return UserError(mistake["message"])
     if state.phase == "deleted":
-        return WorkerError(f"{state.said}; {story.further}")
+        return WorkerError(f"{state.said}; {job_log.where}")
     if "deadline" in state.said.lower():
         return WorkerError(
-            f"job {job.name} ran for more than cluster.deadline_s = {cluster.deadline_s:g} {story.further}"
+            f"job {job.name} ran for more than cluster.deadline_s = {cluster.deadline_s:g} {job_log.where}"
         )
     # One that has a name is the cause; others end because of it.
     pod = next((one for one in state.fallen if one.reason not in ("Error", "Completed")), None)
     if pod and pod.reason == "OOMKilled":
         return WorkerError(
-            f"pod {pod.pod} was killed (OOMKilled) {story.further}; "
+            f"pod {pod.pod} was killed (OOMKilled) {job_log.where}; "
             f"cluster.memory = {cluster.memory} was not enough: raise it, or use more workers"
         )
     if pod:
         said = ": ".join(filter(None, [pod.reason, pod.message]))
-        return WorkerError(f"pod {pod.pod} ended ({said[:300]}) {story.further}")
+        return WorkerError(f"pod {pod.pod} ended ({said[:300]}) {job_log.where}")
     # Who lost a peer's connection tells of it too, and often sooner than the peer of its own end.
     own = [event for event in errors if not re.search(r"gloo|has not answered|[Cc]onnection", event["message"])]
     killed = next((one for one in state.fallen if one.code == KILLED), None)
     if killed and not own:
-        return WorkerError(f"pod {killed.pod} was killed (exit code {KILLED}) {story.further}")
+        return WorkerError(f"pod {killed.pod} was killed (exit code {KILLED}) {job_log.where}")
     told = {"code": 1, "message": (own or errors)[0]["message"]} if errors else None
-    error = explain(told, output, story.further)
+    error = launch_error(told, output, job_log.where)
     last = next(
         (f"{one.pod}: {line.strip()}" for one in state.fallen for line in reversed(one.lines) if line.strip()), ""
     )
     if not errors and last and re.search(r"without a word", str(error)):
-        return WorkerError(f"job {job.name} failed ({last[:300]}) {story.further}")
+        return WorkerError(f"job {job.name} failed ({last[:300]}) {job_log.where}")
     if not errors and not last:
-        return WorkerError(f"job {job.name} failed ({' '.join(state.said.split())[:300]}) {story.further}")
+        return WorkerError(f"job {job.name} failed ({' '.join(state.said.split())[:300]}) {job_log.where}")
     return error
 
 

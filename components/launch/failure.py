@@ -8,13 +8,13 @@ import signal
 from des_core.errors import DesError, UserError, WorkerError
 
 
-def explain(error: dict[str, object] | None, output: str, further: str) -> DesError:
+def launch_error(error: dict[str, object] | None, output: str, where: str) -> DesError:
     """One line for a failed launch: the user's mistake first, then a killed worker, then a worker's own words.
 
     Args:
         error: what a worker left in DES_ERROR_FILE.
         output: all that torchrun and the workers printed.
-        further: where it happened, and what to do.
+        where: where it happened, and what to do.
     """
     if error and error["code"] == UserError.exit_code:
         return UserError(str(error["message"]))
@@ -22,16 +22,16 @@ def explain(error: dict[str, object] | None, output: str, further: str) -> DesEr
     if killed:
         worker, name = killed
         return WorkerError(
-            f"worker {worker} was killed ({name}{'; out of memory?' if name == 'SIGKILL' else ''}) {further}"
+            f"worker {worker} was killed ({name}{'; out of memory?' if name == 'SIGKILL' else ''}) {where}"
         )
     if error:
-        return WorkerError(f"{error['message']} {further}")
+        return WorkerError(f"{error['message']} {where}")
     # torch puts "[rank0]: " before the lines of a traceback once the workers have met.
     crash = re.search(r"^(?:\[rank(\d+)\]: )?(\w[\w.]*(?:Error|Exception)\b.*)$", output, re.MULTILINE)
     if crash:
         who = f"worker {crash[1]}" if crash[1] else "a worker"
-        return WorkerError(f"{who} crashed ({crash[2][:200]}) {further}")
-    return WorkerError(f"the workers ended without a word {further}")
+        return WorkerError(f"{who} crashed ({crash[2][:200]}) {where}")
+    return WorkerError(f"the workers ended without a word {where}")
 
 
 def killed_worker(output: str) -> tuple[int, str] | None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from components.launch.environment import worker_environment
-from components.launch.failure import explain
+from components.launch.failure import launch_error
 from components.launch.progress import Progress
 from components.launch.roles import LEAVE_S, LEAVING, MODULES, Role, log_file, pace
 from des_core import log, scratch, storage
@@ -51,7 +51,7 @@ def launch(role: Role, run: Run, resume: bool = False, profile: bool = False, mo
         environment |= {"DES_ERROR_FILE": str(error_file), "TMPDIR": place, "DES_CACHE": cache.folder()}
         step = 0
 
-        def heed(line: bytes) -> bool:
+        def on_line(line: bytes) -> bool:
             nonlocal step
             event = log.parse_event(line.decode(errors="replace").strip())
             leaving = event.get("event") == LEAVING
@@ -60,13 +60,13 @@ def launch(role: Role, run: Run, resume: bool = False, profile: bool = False, mo
                 progress.show(event)
             return leaving
 
-        code = _watch(command, environment, error_file, file, heed)
+        code = _watch(command, environment, error_file, file, on_line)
         error = json.loads(error_file.read_text("utf-8")) if error_file.exists() else None
     if code or error:
         resumable = storage.exists(storage.join(run.checkpoints, "last.json"))
         again = "des train -c FILE --resume" if run.day is None else f"des run -c FILE --as-of {run.day.as_of}"
         hint = f"go on with: {again}" if role == "train" and resumable else "start it again"
-        raise explain(
+        raise launch_error(
             error, Path(log_path).read_text("utf-8", errors="replace"), f"at step {step}; see {log_path}; {hint}"
         )
 
@@ -95,11 +95,11 @@ def _watch(
     environment: dict[str, str],
     error_file: Path,
     file: BinaryIO,
-    heed: Callable[[bytes], bool],
+    on_line: Callable[[bytes], bool],
 ) -> int:
-    """The exit code of torchrun, after its whole output went to ``file`` and, line by line, to ``heed``.
+    """The exit code of torchrun, after its whole output went to ``file`` and, line by line, to ``on_line``.
 
-    ``heed`` tells whether a worker has said that it leaves: by then all is done, and what does not end in time,
+    ``on_line`` tells whether a worker has said that it leaves: by then all is done, and what does not end in time,
     frozen on its way out, is killed.
     """
     process = subprocess.Popen(
@@ -118,7 +118,7 @@ def _watch(
                 file.flush()
                 *whole, rest = (rest + piece).split(b"\n")
                 for line in whole:
-                    done = heed(line) or done
+                    done = on_line(line) or done
             failed = error_file.exists()
             if deadline == float("inf") and (failed or done):
                 deadline = time.monotonic() + (GRACE_S if failed else LEAVE_S)

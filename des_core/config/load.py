@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from des_core.addresses import sqlite_address
 from des_core.config.place import StorageConfig
-from des_core.config.toml_file import apply_override, explain, read_document
+from des_core.config.toml_file import apply_override, read_document, validation_message
 from des_core.config.whole import Config
 from des_core.errors import ConfigError
 
@@ -84,4 +84,4 @@ def parse_config(document: dict[str, Any] | str, origin: str = "config") -> Conf
     except json.JSONDecodeError as error:
         raise ConfigError(f"{origin}: not valid JSON: {error}") from None
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {explain(error, Config, document)}") from None
+        raise ConfigError(f"{origin}: {validation_message(error, Config, document)}") from None

@@ -110,7 +110,7 @@ def apply_override(document: dict[str, Any], override: str, relative: dict[str, 
     target[words[-1]] = _resolve(value, known, Path.cwd(), f"--set {override}", relative)
 
 
-def explain(error: ValidationError, model: type[BaseModel], document: Any) -> str:
+def validation_message(error: ValidationError, model: type[BaseModel], document: Any) -> str:
     """The first fault on one line: key, value and what it must be, or the nearest known key."""
     # A mistyped key is often missing under its right name as well: name the typing mistake.
     faults = sorted(error.errors(include_url=False), key=lambda fault: fault["type"] != "extra_forbidden")

@@ -30,7 +30,7 @@ from des_core.engine.evaluator import columns, predict
 from des_core.engine.exchange.collectives import WAYS, Collectives, entry
 from des_core.engine.exchange.plan import Link, Traffic, balances, home_edges
 from des_core.engine.weights import checkpoint
-from des_core.engine.worker import Due, NotFinite, Ready, Worker, main
+from des_core.engine.worker import NotFinite, Ready, StepPause, Worker, main
 from des_core.errors import CheckpointError, DesError, UserError
 from des_core.run import Run
 
@@ -42,10 +42,10 @@ POINTS = 200
 
 
 MEASURED = {"timed_samples", "seconds", "exchange_s", "table"}
-"""Of ``Progress``, what a clock decides, or a thread's pace: the tables' curve may know the next batch already."""
+"""Of ``TrainingState``, what a clock decides, or a thread's pace: the tables' curve may know the next batch already."""
 
 
-class Progress(Record):
+class TrainingState(Record):
     """Where training stands: the loop's whole state."""
 
     step: int = 0
@@ -93,7 +93,7 @@ class Trainer:
         self.worker = Worker(run, peers, exact)
         extra = (TIME,) if run.config.table.idle_days else ()
         self.stream = self.worker.stream("train", extra, shuffle=run.config.train.shuffle)
-        self.at = Progress()
+        self.at = TrainingState()
         self._truth: dict[str, Any] | None = None
         self._window: list[float] = []
         self._said = 0.0
@@ -116,13 +116,13 @@ class Trainer:
         if self.peers.rank == 0:
             log.emit("resume", checkpoint=reference.uri, step=self.at.step, to=sys.stdout)
 
-    def _progress(self, trainer: dict[str, Any], measured: dict[str, Any]) -> Progress:
+    def _progress(self, trainer: dict[str, Any], measured: dict[str, Any]) -> TrainingState:
         """The loop's state in a checkpoint; what was measured is as good as lost where it does not fit."""
         kept = {key: value for key, value in measured.items() if key in MEASURED}
         try:
-            return Progress.model_validate(trainer | kept)
+            return TrainingState.model_validate(trainer | kept)
         except ValidationError:
-            return Progress.model_validate(trainer)
+            return TrainingState.model_validate(trainer)
 
     def warm_start(self, champion: Reference) -> None:
         """Begin with the champion's weights, optimizer state and clock.
@@ -132,8 +132,8 @@ class Trainer:
         """
         assert self.run.day is not None
         manifest, fresh = self.worker.warm_start(champion, set(self.run.day.kept))
-        its = Progress.model_validate(manifest.trainer)
-        self.at = Progress(step=its.step, first_step=its.step, days=its.days, fresh=fresh)
+        its = TrainingState.model_validate(manifest.trainer)
+        self.at = TrainingState(step=its.step, first_step=its.step, days=its.days, fresh=fresh)
         if self.peers.rank == 0:
             told = {"fresh": ", ".join(fresh)} if fresh else {}
             log.emit("warm_start", checkpoint=champion.uri, step=its.step, **told, to=sys.stdout)
@@ -155,10 +155,10 @@ class Trainer:
         """The plan: the one this run began with on as many workers, else the cheapest over the link as it is."""
         settings, workers, chosen = self.run.config.train, self.peers.workers, dict(self.at.plan)
         if chosen.pop("workers", 0) == workers:
-            self.worker.settle(chosen=chosen)
+            self.worker.choose_plan(chosen=chosen)
             return
         open_choice = "auto" in (settings.exchange, settings.upper) and not settings.bandwidth_mbps
-        self.worker.settle(Link(*self.peers.link()) if open_choice else None)
+        self.worker.choose_plan(Link(*self.peers.link()) if open_choice else None)
         self.at = self.at.model_copy(update={"plan": {"workers": workers, **self.worker.plan.chosen}})
 
     @property
@@ -191,7 +191,7 @@ class Trainer:
         made = ahead(worker.ready(left, at.step, day, self._due), partial(worker.profile.add, "stall"))
         with closing(made) as items:
             for item in items:
-                if isinstance(item, Due):
+                if isinstance(item, StepPause):
                     self._pause(item)
                     item.done.set()
                     self._clock = time.perf_counter()
@@ -205,7 +205,7 @@ class Trainer:
         evicts = bool(table.idle_steps or table.max_rows or table.evict_zero)
         return step > 0 and ((evicts and step % table.evict_every == 0) or (every > 0 and step % every == 0))
 
-    def _pause(self, due: Due) -> None:
+    def _pause(self, due: StepPause) -> None:
         """Evict what is due, begin a day, and keep a checkpoint, in this order."""
         at, table = self.at, self.run.config.table
         idle_before = 0

@@ -39,12 +39,12 @@ from des_core.engine.dense_layers import Home
 from des_core.engine.exchange.collectives import Collectives, heartbeat
 from des_core.engine.exchange.exchange import Exchange
 from des_core.engine.exchange.plan import Link, Traffic, combinations, home_edges, layout, link_of
-from des_core.engine.exchange.routes import Routes, routes
+from des_core.engine.exchange.row_routing import RowRouting, route_rows
 from des_core.engine.operators import Shard
 from des_core.engine.profile import Profile
 from des_core.engine.weights import checkpoint, index
 from des_core.engine.weights.optimizer import Decay, DenseRule, apply, state_width
-from des_core.engine.weights.table import Table, Touch
+from des_core.engine.weights.table import StagedBatch, Table
 from des_core.errors import ConfigError, DesError, UserError, of_system
 from des_core.run import Day, Run, pin
 from des_core.secrets import hidden
@@ -74,12 +74,12 @@ class Ready:
     step: int
     lookups: Lookups
     inverse_L: Array
-    touch: Touch
-    routes: Routes | None
+    staged: StagedBatch
+    routing: RowRouting | None
 
 
 @dataclass(frozen=True)
-class Due(Pause):
+class StepPause(Pause):
     """A pause before a step, and the day that begins there."""
 
     day: int | None = None
@@ -114,9 +114,9 @@ class Worker:
         self._sent = np.zeros(2)
         self.steps = 0
         """Steps that the weights have seen."""
-        self.settle()
+        self.choose_plan()
 
-    def settle(self, link: Link | None = None, chosen: dict[str, Any] | None = None) -> None:
+    def choose_plan(self, link: Link | None = None, chosen: dict[str, Any] | None = None) -> None:
         """Choose the plan: the cheapest over a link, or one that was chosen before."""
         settings = self.run.config.train
         plans = combinations(
@@ -172,7 +172,7 @@ class Worker:
 
     def ready(
         self, batches: Iterator[pa.Table], step: int, day: int | None, due: Callable[[int], bool]
-    ) -> Iterator[Ready | Due]:
+    ) -> Iterator[Ready | StepPause]:
         """Batches with their id side done, and pauses, for the prefetch thread.
 
         Args:
@@ -191,7 +191,7 @@ class Worker:
             newest = day_of(pc.max(batch.column(TIME)).as_py(), zone) if days else None
             new_day = newest if newest is not None and (day is None or newest > day) else None
             if due(step) or new_day is not None:
-                yield Due(day=new_day)
+                yield StepPause(day=new_day)
             day = new_day if new_day is not None else day
             step += 1
             yield self._make_ready(batch, step)
@@ -202,16 +202,16 @@ class Worker:
         with self.profile.phase("index"):
             ids_U, inverse_L, first_U, counts_U = index.dedupe(lookups.ids)
             tables_U = self.ownership.table_of_piece[lookups.piece[first_U]].astype(np.uint16)
-            touch = self.table.touch(ids_U, tables_U, counts_U, step)
-            lookups = seen_only(lookups, inverse_L, touch.slots_U)
-            sent = self._routes(lookups, inverse_L, batch.num_rows)
-        return Ready(batch, step, lookups, inverse_L, touch, sent)
+            staged = self.table.stage(ids_U, tables_U, counts_U, step)
+            lookups = seen_only(lookups, inverse_L, staged.slots_U)
+            sent = self._route_rows(lookups, inverse_L, batch.num_rows)
+        return Ready(batch, step, lookups, inverse_L, staged, sent)
 
-    def _routes(self, lookups: Lookups, inverse_L: Array, samples: int) -> Routes | None:
+    def _route_rows(self, lookups: Lookups, inverse_L: Array, samples: int) -> RowRouting | None:
         if not self.plan.rows:
             return None
         edges = home_edges(samples, self.peers.workers)
-        return routes(inverse_L, lookups.sample, lookups.piece, lookups.x, edges, len(self.ownership.fields))
+        return route_rows(inverse_L, lookups.sample, lookups.piece, lookups.x, edges, len(self.ownership.fields))
 
     def step(self, ready: Ready, rate_scale: float) -> float:
         """Train on one global batch; its mean loss, known to every worker before any weight moves.
@@ -227,12 +227,12 @@ class Worker:
         rate = settings.rows.learning_rate * rate_scale
         self.decay.record(ready.step, rate * settings.rows.weight_decay)
         with profile.phase("gather"):
-            self.table.commit(ready.touch)
-            slots_U, rows_UK = self._gather(ready.touch.slots_U)
-            self._catch_up(rows_UK, ready.touch.previous_U, ready.step)
+            self.table.commit(ready.staged)
+            slots_U, rows_UK = self._gather(ready.staged.slots_U)
+            self._catch_up(rows_UK, ready.staged.previous_U, ready.step)
             shard = self._shard(ready.lookups, ready.inverse_L, rows_UK.requires_grad_(), ready.batch.num_rows, home)
         with profile.phase("partial"):
-            totals = self._totals(shard, home, ready.routes)
+            totals = self._totals(shard, home, ready.routing)
         with profile.phase("head"):
             loss_b = self._losses(self.model(totals, home), ready.batch, home)
             loss = loss_b.sum() / home.samples / (self.peers.workers if self.plan.replicated else 1)
@@ -244,10 +244,10 @@ class Worker:
             self._refuse(mean, loss_b.detach(), ready, home)
         with profile.phase("update"), torch.no_grad():
             self.dense.step(settings.dense.learning_rate * rate_scale)
-            self._update_rows(rows_UK, slots_U, ready.touch.slots_U, ready.step, rate)
-        if ready.routes is not None:
+            self._update_rows(rows_UK, slots_U, ready.staged.slots_U, ready.step, rate)
+        if ready.routing is not None:
             self._sent += [
-                sizes.sum() - sizes[self.peers.rank] for sizes in (ready.routes.rows_N, ready.routes.message_N)
+                sizes.sum() - sizes[self.peers.rank] for sizes in (ready.routing.rows_N, ready.routing.message_N)
             ]
         profile.steps += 1
         self.steps = ready.step
@@ -272,7 +272,7 @@ class Worker:
             self._catch_up(rows_UK, self.table.last[slots_U.cpu().numpy()], self.steps + 1)
         shard = self._shard(lookups, inverse_L, rows_UK, batch.num_rows, home)
         self.model.eval()
-        logits_b = self.model(self._totals(shard, home, self._routes(lookups, inverse_L, batch.num_rows)), home)
+        logits_b = self.model(self._totals(shard, home, self._route_rows(lookups, inverse_L, batch.num_rows)), home)
         self.model.train()
         return torch.sigmoid(logits_b) if self.dataset.task == "click" else logits_b
 
@@ -307,7 +307,7 @@ class Worker:
         )
 
     def _catch_up(self, rows_UK: Tensor, previous_U: Array, step: int) -> None:
-        """Decay that rows missed since their last touch, steps before ``step``."""
+        """Decay that rows missed since the last step that looked them up, for the steps before ``step``."""
         if self.decay.pieces:
             # A row born in this step missed nothing.
             factors_U = self.decay.missed(np.minimum(previous_U, step - 1), step)
@@ -319,9 +319,9 @@ class Worker:
         inputs_BM = own_bM.new_zeros(samples, own_bM.shape[1])
         inputs_BM[start:stop] = own_bM
         shard = make_shard(lookups, inverse_L, rows_UK, samples, self._fields_O, inputs_BM)
-        return replace(self.plan.poured(shard), total=self.exchange.sum_over_workers)
+        return replace(self.plan.with_pooling(shard), total=self.exchange.sum_over_workers)
 
-    def _totals(self, shard: Shard, home: Home, sent: Routes | None) -> dict[str, Tensor]:
+    def _totals(self, shard: Shard, home: Home, sent: RowRouting | None) -> dict[str, Tensor]:
         if self.plan.replicated and home.training:
             return self.exchange.totals_everywhere(shard)
         return self.exchange.totals(shard, home.inputs_BM, sent)

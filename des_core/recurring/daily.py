@@ -127,7 +127,7 @@ def _pin(config: Config, as_of: str, parts: Mapping[str, PartManifest]) -> Run:
     days = _window(as_of, parts, warm, held)
     trained = {warm.as_of: warm.trained_through} if warm else {}
     window = {day: parts[day] for day in days}
-    dataset = windows.assemble(config, root, window, as_of, cut, trained, known)
+    dataset = windows.write_window(config, root, window, as_of, cut, trained, known)
     began = min([*days, *([warm.as_of, *warm.left_out] if warm else [])])
     through = {day for day in days_between(began, as_of) if warm is None or day > warm.as_of or day in warm.left_out}
     earliest = (date.fromisoformat(as_of) - timedelta(days=config.recurring.max_days - 1)).isoformat()

@@ -71,7 +71,7 @@ def _take(config: Config, holder: str, pid: int) -> None:
     there = _read(uri)
     ours = there is not None and there.holder == holder
     if not ours:
-        _outwait(config, there)
+        _wait_until_free(config, there)
     expires = round(time.time() + (PROCESS_S if pid else PIPELINE_S), 3)
     Lease(holder=holder, host=socket.gethostname(), pid=pid, expires=expires).write(uri)
     if not ours:
@@ -81,7 +81,7 @@ def _take(config: Config, holder: str, pid: int) -> None:
             _refuse(config, now)
 
 
-def _outwait(config: Config, there: Lease | None) -> None:
+def _wait_until_free(config: Config, there: Lease | None) -> None:
     """Return once nobody holds the lease: at once, or when a short one has ended.
 
     Raises:

@@ -16,7 +16,7 @@ import pytest
 
 from components.launch import local
 from components.launch.environment import cpu_quota, worker_environment
-from components.launch.failure import explain, killed_worker
+from components.launch.failure import killed_worker, launch_error
 from components.launch.roles import launch
 from des_core import storage
 from des_core.errors import DesError, UserError, WorkerError
@@ -235,6 +235,6 @@ Root Cause (first observed failure):
     assert killed_worker(crashed) is None, "the one left over was ended by torchrun"
     # What the others say of a killed peer is a consequence; a mistake of the user's is a cause.
     lost = {"code": 1, "message": "worker 3 has not answered", "worker": 0}
-    assert str(explain(lost, summary, "here")) == "worker 3 was killed (SIGSEGV) here"
-    assert str(explain(lost | {"code": 2}, summary, "here")) == "worker 3 has not answered"
-    assert str(explain(None, "", "here")) == "the workers ended without a word here"
+    assert str(launch_error(lost, summary, "here")) == "worker 3 was killed (SIGSEGV) here"
+    assert str(launch_error(lost | {"code": 2}, summary, "here")) == "worker 3 has not answered"
+    assert str(launch_error(None, "", "here")) == "the workers ended without a word here"

@@ -14,7 +14,7 @@ import pytest
 from des_core import storage
 from des_core.config import Config, parse_config
 from des_core.contracts import GROUP, Dataset, FieldSpec, Part, Reference
-from des_core.data.read.forms import in_form, settle
+from des_core.data.read.forms import form_of_values, in_form
 from des_core.data.store.dataset import settled_forms
 from des_core.data.store.features import ingest, ingest_days
 from des_core.data.store.parts import PartManifest
@@ -49,9 +49,9 @@ from des_core.errors import ConfigError, DataError
     ],
 )
 def test_the_first_values_settle_the_form(values: list[Any], form: str) -> None:
-    assert settle(pa.array(values)) == form
+    assert form_of_values(pa.array(values)) == form
     if values and isinstance(values[0], str):
-        assert settle(pa.array(values).dictionary_encode()) == form
+        assert form_of_values(pa.array(values).dictionary_encode()) == form
 
 
 @pytest.mark.parametrize(

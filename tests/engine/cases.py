@@ -17,7 +17,7 @@ from des_core.engine.evaluator import evaluate, predict
 from des_core.engine.exchange.collectives import Collectives
 from des_core.engine.exchange.exchange import Exchange
 from des_core.engine.exchange.plan import Plan, home_edges
-from des_core.engine.exchange.routes import routes
+from des_core.engine.exchange.row_routing import route_rows
 from des_core.engine.models import Model
 from des_core.engine.operators import Operator, Shard
 from des_core.engine.operators.attention import FieldAttention
@@ -161,7 +161,7 @@ def operator(peers: Collectives, name: str, kind: str, samples: int, owners: lis
         totals = exchange.totals_everywhere(shard)
     else:
         lookups = (shard.inverse_L, shard.sample_L, shard.piece_L, shard.x_L)
-        sent = routes(*(t.numpy() for t in lookups), edges, len(mine)) if kind == "rows" else None
+        sent = route_rows(*(t.numpy() for t in lookups), edges, len(mine)) if kind == "rows" else None
         totals = exchange.totals(shard, inputs_BM[home], sent)
     output = model.by_name[name].finish(totals[name])
     weights = torch.cos(torch.arange(samples, dtype=torch.float64))[home]

@@ -52,7 +52,7 @@ def test_keys_are_a_dict_through_growth_and_removal(kind: str, seed: int) -> Non
         slots[slots < 0] = keys.insert(new, (new & 0xFF).astype(np.uint16))
         assert np.array_equal(keys.ids[slots], ids)
         counts = rng.integers(1, 9, len(ids)).astype(np.uint32)
-        before = keys.meet(slots, counts, step)
+        before = keys.record_lookups(slots, counts, step)
         for i, count, last in zip(ids.tolist(), counts.tolist(), before.tolist(), strict=True):
             _, lookups, met = oracle.known.get(i, (0, 0, 0))
             assert met == last
@@ -85,14 +85,14 @@ def test_counts_stay_at_their_maximum() -> None:
     slots = keys.insert(EDGES, np.zeros(len(EDGES), np.uint16))
     most = np.full(len(EDGES), (1 << 32) - 2, np.uint32)
     for _ in range(2):
-        keys.meet(slots, most, 1)
+        keys.record_lookups(slots, most, 1)
     assert (keys.counts == (1 << 32) - 1).all()
 
 
 def test_slot_minus_one_meets_no_one() -> None:
     keys = Keys()
     keys.insert(EDGES, np.zeros(len(EDGES), np.uint16))
-    assert keys.meet(np.array([-1, 2, -1]), np.full(3, 5, np.uint32), 9).tolist() == [9, 0, 9]
+    assert keys.record_lookups(np.array([-1, 2, -1]), np.full(3, 5, np.uint32), 9).tolist() == [9, 0, 9]
     assert keys.counts.tolist() == [0, 0, 5, 0, 0, 0, 0] and keys.last.tolist() == [0, 0, 9, 0, 0, 0, 0]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from des_core.config import ModelConfig
 from des_core.contracts import Dataset
-from des_core.engine.exchange.plan import Link, Plan, Traffic, combinations, explain, home_edges
+from des_core.engine.exchange.plan import Link, Plan, Traffic, combinations, home_edges, plan_summary
 from des_core.engine.models import Model, build
 from des_core.errors import ConfigError
 from tests.engine import tiny
@@ -100,7 +100,7 @@ def test_what_cannot_be_replicated_says_so() -> None:
 def test_rows_are_measured_before_they_are_chosen(tmp_path: Path, name: str) -> None:
     """Two workers on 880 samples of six fields: what rows would send is counted on the samples themselves."""
     run = tiny.run(tmp_path, model={"name": name})
-    explained = explain(run.config, Dataset.load(run.dataset), run.dataset, 2)
+    explained = plan_summary(run.config, Dataset.load(run.dataset), run.dataset, 2)
     by_rows = next(entry for entry in explained["joint"] if "rows" in entry["choice"].values())
     # At least a place of four bytes for each of the 48 samples that are away, and for most fields one of them travels.
     assert by_rows["bytes_per_step"] > 48 * 4 * 3
@@ -108,7 +108,7 @@ def test_rows_are_measured_before_they_are_chosen(tmp_path: Path, name: str) -> 
 
 def test_explain_shows_alternatives_winner_and_balances(tmp_path: Path) -> None:
     run = tiny.run(tmp_path)
-    explained = explain(run.config, Dataset.load(run.dataset), run.dataset, 3)
+    explained = plan_summary(run.config, Dataset.load(run.dataset), run.dataset, 3)
     assert [operator["name"] for operator in explained["operators"]] == ["fm", "fc"]
     best = explained["joint"][0]
     assert best["bytes_per_step"] == min(entry["bytes_per_step"] for entry in explained["joint"])

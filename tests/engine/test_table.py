@@ -20,7 +20,7 @@ from des_core.engine.weights import index
 from des_core.engine.weights.eviction import beyond_budget
 from des_core.engine.weights.index import Array, Keys
 from des_core.engine.weights.memory import HUGE_PAGE, Memory, Rows
-from des_core.engine.weights.table import Table, Touch, first_values
+from des_core.engine.weights.table import StagedBatch, Table, first_values
 from des_core.engine.worker import day_of
 
 WIDTH = 4
@@ -52,12 +52,12 @@ def together(workers: int, role: Callable[[int, Callable[[Array], Array]], Any])
         return list(pool.map(lambda worker: role(worker, lambda numbers: total(worker, numbers)), range(workers)))
 
 
-def meet(table: Table, ids_L: Array, step: int) -> Touch:
+def stage(table: Table, ids_L: Array, step: int) -> StagedBatch:
     """One step's lookups, committed."""
     ids_U, _, _, counts_U = index.dedupe(ids_L)
-    touch = table.touch(ids_U, tables_of(ids_U), counts_U, step)
-    table.commit(touch)
-    return touch
+    staged = table.stage(ids_U, tables_of(ids_U), counts_U, step)
+    table.commit(staged)
+    return staged
 
 
 def tables_of(ids: Array) -> Array:
@@ -108,7 +108,7 @@ def trained(workers: int, batches: list[Array], recent: dict[int, int], **settin
         table = make(**settings)
         for step, batch in enumerate(batches, 1):
             owned = (batch.view(np.uint64) >> np.uint64(56)) % np.uint64(workers) == worker
-            meet(table, batch[owned], step)
+            stage(table, batch[owned], step)
             if step % TableConfig(**settings).evict_every == 0:
                 table.evict(step, total, recent.get(step, 0))
         return table
@@ -153,11 +153,11 @@ def test_a_coin_admits_its_share_at_each_step() -> None:
     shares = []
     for step in range(1, 4):
         before = table.used
-        meet(table, ids, step)
+        stage(table, ids, step)
         shares.append((table.used - before) / (len(ids) - before))
     assert np.allclose(shares, 0.2, atol=0.01) and table.candidates.used == 0
     other = make(admit_probability=0.2, seed=2)
-    meet(other, ids, 1)
+    stage(other, ids, 1)
     assert 0.1 < np.isin(other.ids, table.ids[: int(0.2 * len(ids))]).mean() < 0.3
 
 
@@ -185,8 +185,8 @@ def test_a_budget_keeps_the_largest_over_workers(workers: int, scores: int) -> N
 def test_rows_move_with_their_ids(device: str) -> None:
     table, rng = make(device=device, max_rows=40_000), np.random.default_rng(0)
     ids = np.unique(rng.integers(-(1 << 63), (1 << 63) - 1, 60_000))
-    meet(table, rng.permutation(ids), 1)
-    meet(table, rng.permutation(ids)[:30_000], 2)
+    stage(table, rng.permutation(ids), 1)
+    stage(table, rng.permutation(ids)[:30_000], 2)
     value_S1 = torch.from_numpy(table.ids >> 40).float()[:, None].to(device)
     table.rows_SK[:], table.state_SZ[:] = value_S1, -value_S1
     assert table.evict(2, alone) == table.evicted == len(ids) - 40_000
@@ -198,19 +198,19 @@ def test_rows_move_with_their_ids(device: str) -> None:
 
 def test_an_evicted_id_is_born_again() -> None:
     table, ids = make(idle_steps=1, admit_count=2), np.arange(10)
-    meet(table, ids.repeat(2), 1)
+    stage(table, ids.repeat(2), 1)
     first_values = table.rows_SK.clone()
     table.rows_SK[:], table.state_SZ[:] = 8, 9
     assert table.evict(3, alone) == 10 and table.used == 0 and (table.find(ids) == -1).all()
-    assert (meet(table, ids, 4).slots_U == -1).all()
-    meet(table, ids, 5)
+    assert (stage(table, ids, 4).slots_U == -1).all()
+    stage(table, ids, 5)
     assert torch.equal(table.rows_SK, first_values) and not table.state_SZ.any()
     assert (table.counts == 2).all() and (table.last == 5).all() and table.admitted == 20
 
 
 def test_only_rows_of_zeros_are_zero_rows() -> None:
     table = make(evict_zero=True)
-    meet(table, np.arange(6), 1)
+    stage(table, np.arange(6), 1)
     table.rows_SK[:] = torch.tensor(
         [[0, 0, 0, 0], [0, 0, 1e-45, 0], [-0.0] * 4, [1, 0, 0, 0], [0, 0, 0, -1], [float("nan")] * 4]
     )
@@ -219,25 +219,25 @@ def test_only_rows_of_zeros_are_zero_rows() -> None:
 
 def test_an_eviction_wants_all_rows_committed() -> None:
     table = make(max_rows=1)
-    table.touch(np.arange(3), np.zeros(3, np.uint16), np.ones(3, np.uint32), 1)
+    table.stage(np.arange(3), np.zeros(3, np.uint16), np.ones(3, np.uint32), 1)
     with pytest.raises(RuntimeError, match="3 rows are not committed"):
         table.evict(1, alone)
 
 
 def test_a_touch_ahead_changes_no_row() -> None:
     table = make(width=17)
-    meet(table, np.arange(10_000), 1)
+    stage(table, np.arange(10_000), 1)
     rows_SK, state_SZ = table.rows_SK, table.state_SZ
     state_SZ[:] = 3
     kept = rows_SK.clone()
-    ahead = [table.touch(np.arange(5000, 90_000 * n), *ones(90_000 * n - 5000), n + 1) for n in (1, 2)]
+    ahead = [table.stage(np.arange(5000, 90_000 * n), *ones(90_000 * n - 5000), n + 1) for n in (1, 2)]
     assert table.rows_SK.data_ptr() == rows_SK.data_ptr() and torch.equal(table.rows_SK, kept)
     assert (table.state_SZ == 3).all() and len(table.state_SZ) == 10_000 and table.used == 180_000
     assert (ahead[0].previous_U[:5000] == 1).all() and (ahead[0].previous_U[5000:] == 2).all()
     assert (ahead[1].previous_U[: 90_000 - 5000] == 2).all()
     del rows_SK, state_SZ
-    for touch in ahead:
-        table.commit(touch)
+    for staged in ahead:
+        table.commit(staged)
     assert torch.equal(table.rows_SK[:10_000], kept) and (table.state_SZ[:10_000] == 3).all()
     fresh = first_values(np.arange(180_000), 16, 1, 0.1).astype(np.float32)[table.ids]
     assert np.array_equal(table.rows_SK[:, 1:].numpy(), fresh)
@@ -260,8 +260,8 @@ def test_finding_inserts_nothing() -> None:
 def test_a_restored_table_goes_on_as_if_never_stopped(rule: str, dtype: torch.dtype) -> None:
     def go_on(table: Table, first: int, last: int) -> Table:
         for step in range(first, last + 1):
-            touch = meet(table, batches[step - 1], step)
-            slots = torch.from_numpy(touch.slots_U[touch.slots_U >= 0])
+            staged = stage(table, batches[step - 1], step)
+            slots = torch.from_numpy(staged.slots_U[staged.slots_U >= 0])
             table.rows_SK[slots] += step
             table.state_SZ[slots] += 1
             if step % RULES[rule]["evict_every"] == 0:
@@ -300,7 +300,7 @@ def test_a_row_takes_little_more_memory_than_its_weights() -> None:
     memories = [part for store in stores for part in vars(store).values() if isinstance(part, Memory)]
     rows = int(index.MAX_LOAD * (1 << 22))
     for step, ids in enumerate(np.array_split(np.arange(rows) * np.int64(0x1E3779B97F4A7C15), 10), 1):
-        meet(table, ids, step)
+        stage(table, ids, step)
     slack = len(memories) * HUGE_PAGE
     assert table.used == rows and table.load > 0.599
     assert table.bytes_per_row <= 1.6 * 68
@@ -317,8 +317,8 @@ def test_first_values_depend_on_seed_and_id_alone() -> None:
     assert abs(values.std() - 0.05) < 1e-3 and abs(values.mean()) < 1e-3
     assert np.abs(np.corrcoef(values.T) - np.eye(8)).max() < 0.03
     one, other = make(), make()
-    meet(one, ids[:100], 1)
-    meet(other, ids[99::-1].copy(), 2)
+    stage(one, ids[:100], 1)
+    stage(other, ids[99::-1].copy(), 2)
     assert torch.equal(one.rows_SK[one.find(ids[:100])], other.rows_SK[other.find(ids[:100])])
     assert (one.rows_SK[:, 0] == 0).all()
 

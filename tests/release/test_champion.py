@@ -71,7 +71,9 @@ def run_of(config: Config, as_of: str, champion: str = "", trained: dict[str, in
     cut = windows.cut_of(root, as_of, parts[as_of].part, 0.1)
     trained = trained or {}
     window = {day: part for day, part in parts.items() if day == as_of or day in trained}
-    dataset = windows.assemble(config, root, window, as_of, cut, {day: time for day, time in trained.items() if time})
+    dataset = windows.write_window(
+        config, root, window, as_of, cut, {day: time for day, time in trained.items() if time}
+    )
     days = dict.fromkeys(window, "0" * 64)
     more = {"checkpoint": "checkpoints/x#sha256:" + "0" * 64 if champion else ""} | more
     return pin(config, dataset, Day(as_of=as_of, days=days, cut=cut.time, champion=champion, **more))
@@ -100,13 +102,13 @@ def export(folder: Path, run: Run, fields: tuple[FieldSpec, ...] | None = None, 
 def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """Version -> folder of its export, in the place of the registry; others are looked up in the real one."""
     folders: dict[str, Path] = {}
-    real: Callable[..., registry.Found] = registry.fetch
+    real: Callable[..., registry.StoredModel] = registry.fetch
 
-    def fetch(model_uri: str, tracking_uri: str, into: str) -> registry.Found:
+    def fetch(model_uri: str, tracking_uri: str, into: str) -> registry.StoredModel:
         version = model_uri.rpartition("/")[2]
         if version not in folders:
             return real(model_uri, tracking_uri, into)
-        return registry.Found("shop", version, str(folders[version]))
+        return registry.StoredModel("shop", version, str(folders[version]))
 
     monkeypatch.setattr(registry, "fetch", fetch)
     monkeypatch.setattr(registry, "chain", lambda uri, tracking: [])

@@ -35,7 +35,7 @@ class Des:
         self._case = case
         self._peers = Collectives(torch.device("cpu"))
         self._worker = Worker(pin(config_of(case, folder), reference(folder)), self._peers)
-        self._worker.settle(Link(*self._peers.link()))
+        self._worker.choose_plan(Link(*self._peers.link()))
         self._batches = list(itertools.islice(self._worker.stream("train").batches(case.batch), case.batches))
         if rank == 0:
             _export(case, self._worker.model.state_dict(), dense_file(case, folder))
@@ -49,7 +49,7 @@ class Des:
             mine = owner_TH[number, ids.view(np.uint64) >> np.uint64(64 - BUCKET_BITS)] == self._peers.rank
             for piece in np.split(ids[mine], range(FILL, int(mine.sum()), FILL)):
                 tables = np.full(len(piece), number, np.uint16)
-                self._worker.table.commit(self._worker.table.touch(piece, tables, np.ones(len(piece), np.int64), 0))
+                self._worker.table.commit(self._worker.table.stage(piece, tables, np.ones(len(piece), np.int64), 0))
 
     def train(self, first: int, count: int) -> None:
         batches = iter(self._batches[first : first + count])

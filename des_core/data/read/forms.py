@@ -36,7 +36,7 @@ _BITS = {"1": "true", "1.0": "true", "0": "false", "0.0": "false"}
 _EXACT = 2.0**53
 
 
-def settle(array: pa.Array) -> Form:
+def form_of_values(array: pa.Array) -> Form:
     """The form of plain values, one type or texts [V]; empty if all are missing."""
     texts = [text for text in pc.unique(as_text(_plain(array))).to_pylist() if text is not None]
     if not texts:

@@ -20,7 +20,7 @@ from des_core.config import JoinConfig, SourceConfig
 from des_core.contracts import Form
 from des_core.data.read.blocks import one_line
 from des_core.data.read.delimited import read_delimited
-from des_core.data.read.forms import in_form, settle
+from des_core.data.read.forms import form_of_values, in_form
 from des_core.data.read.hashing import I64, as_text, hash_values
 from des_core.data.read.parsing import column_without_missing, in_one
 from des_core.errors import DataError, UnusableLogsError
@@ -71,7 +71,7 @@ def _load(join: JoinConfig, source: SourceConfig) -> Side:
     on = table.column(join.on)
     table = table.filter(on.is_valid())
     keys = in_one(table.column(join.on))
-    form = settle(keys)
+    form = form_of_values(keys)
     keys_S = hash_values(in_form(keys, form))
     order_S = np.argsort(keys_S, kind="stable")
     sorted_S = keys_S[order_S]

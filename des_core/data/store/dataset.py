@@ -63,7 +63,7 @@ def settled_forms(parts: Iterable[PartManifest], known: Iterable[FieldSpec] = ()
     return forms
 
 
-def assemble(
+def write_dataset(
     config: Config,
     source: SourceConfig,
     specs: Sequence[FieldSpec],

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from des_core.config import Config, FieldConfig
 from des_core.contracts import WEIGHT, FieldSpec, Form
 from des_core.data.read import libsvm, synthetic
-from des_core.data.read.forms import in_form, settle
+from des_core.data.read.forms import form_of_values, in_form
 from des_core.data.read.hashing import I64, MISSING, as_text, hash_text, hash_values
 from des_core.data.read.labels import Faults, shown
 from des_core.data.read.parsing import Bool, in_one, local_times, to_micros, to_numbers, without_missing
@@ -177,7 +177,7 @@ class _Encoder:
 
     def _in_form(self, values: pa.Array, field: FieldSpec) -> pa.Array:
         """The texts of a field's values; a field without a form takes that of these values."""
-        form = field.form or settle(without_missing(values, self._missing))
+        form = field.form or form_of_values(without_missing(values, self._missing))
         self.forms[field.name] = form
         try:
             return in_form(values, form)

@@ -17,7 +17,7 @@ from des_core.contracts import Dataset, Reference
 from des_core.data.read import synthetic
 from des_core.data.read.paths import DAY, as_list, days_of_paths, files_of
 from des_core.data.read.sources import check_source, source_of
-from des_core.data.store.dataset import assemble, earlier_days, remove_stale
+from des_core.data.store.dataset import earlier_days, remove_stale, write_dataset
 from des_core.data.store.encoding import encode, fields_of, specs_of
 from des_core.data.store.ingestion import Ingestion, Job
 from des_core.data.store.parts import PartManifest
@@ -68,7 +68,9 @@ def ingest(config: Config, day: str | None = None) -> Reference:
     manifests = earlier_days(ingestion.root, ingestion.spec) if day is not None else {}
     for job in _newest_first(jobs) if _by_path_day(source) else jobs:
         manifests |= ingestion.parts(job)
-    reference = assemble(config, source, ingestion.specs, ingestion.root, dict(sorted(manifests.items(), key=_place)))
+    reference = write_dataset(
+        config, source, ingestion.specs, ingestion.root, dict(sorted(manifests.items(), key=_place))
+    )
     remove_stale(ingestion.root, Dataset.load(reference), everything=day is None)
     return reference
 

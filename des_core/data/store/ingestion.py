@@ -26,7 +26,7 @@ from pyarrow import fs as pafs
 from des_core import log, scratch, storage
 from des_core.config import Config, SourceConfig
 from des_core.contracts import FILE, GROUP, LABEL, ROW, TIME, Form, Part
-from des_core.data.read.forms import in_form, settle
+from des_core.data.read.forms import form_of_values, in_form
 from des_core.data.read.hashing import Array, hash_values, splitmix64
 from des_core.data.read.joins import Side, load_sides
 from des_core.data.read.labels import Faults
@@ -154,7 +154,7 @@ class Ingestion:
         group_R = np.zeros(len(chunk.rows_R), np.int64)
         if self.source.group:
             groups = in_one(chunk.records.column(self.source.group))
-            self._settle({GROUP: settle(groups)} if not self._group_form else {})
+            self._settle({GROUP: form_of_values(groups)} if not self._group_form else {})
             try:
                 group_R = hash_values(in_form(groups, self._group_form))
             except DataError as error:

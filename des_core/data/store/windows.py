@@ -79,7 +79,7 @@ def cut_of(root: str, day: str, part: Part, tail: float, not_before: int = 0) ->
     return Cut(row, times.at(row))
 
 
-def assemble(
+def write_window(
     config: Config,
     root: str,
     manifests: Mapping[str, PartManifest],

@@ -31,7 +31,7 @@ from torch.autograd import Function
 
 from des_core.engine.exchange.collectives import Collectives
 from des_core.engine.exchange.plan import Plan, home_edges, lines
-from des_core.engine.exchange.routes import Routes, arrived
+from des_core.engine.exchange.row_routing import RowRouting, arrived
 from des_core.engine.operators import Shard, totals_alone
 
 
@@ -48,7 +48,7 @@ class Exchange:
         self._fields = plan.fields
         self._payload = torch.bfloat16 if plan.payload_bytes == 2 else None
 
-    def totals(self, shard: Shard, inputs_bM: Tensor, routes: Routes | None) -> dict[str, Tensor]:
+    def totals(self, shard: Shard, inputs_bM: Tensor, routing: RowRouting | None) -> dict[str, Tensor]:
         """Every operator's total ``[b, P]`` of the home slice, from the partials of all workers.
 
         Traffic both ways: see the file's head. Gradients return to ``shard.rows_UK`` and to dense
@@ -56,12 +56,12 @@ class Exchange:
 
         Args:
             inputs_bM: dense inputs of the home slice.
-            routes: of this batch, with ``rows``.
+            routing: of this batch, with ``rows``.
         """
         edges = home_edges(shard.samples, self._peers.workers)
         sizes = [stop - start for start, stop in zip(edges, edges[1:], strict=False)]
-        if routes is not None:
-            return totals_alone(self._operators, self._brought_home(shard, inputs_bM, routes, sizes[self._peers.rank]))
+        if routing is not None:
+            return totals_alone(self._operators, self._brought_home(shard, inputs_bM, routing, sizes[self._peers.rank]))
         packed_GC = torch.cat([self._packed(name, shard) for name in self._operators] + self._vectors(shard), 1)
         mine = sizes[self._peers.rank]
         send = [{line: size * width for line, width in self._columns[self._peers.rank].items()} for size in sizes]
@@ -117,23 +117,23 @@ class Exchange:
             for name, operator in self._operators.items()
         }
 
-    def _brought_home(self, shard: Shard, inputs_bM: Tensor, routes: Routes, samples: int) -> Shard:
+    def _brought_home(self, shard: Shard, inputs_bM: Tensor, routing: RowRouting, samples: int) -> Shard:
         """All lookups of the home slice and their rows: two messages that tell sizes and places, then the rows."""
         peers, reads, device = self._peers, self._plan.reads, shard.rows_UK.device
         width = reads.stop - reads.start
-        sizes = torch.tensor([*zip(routes.rows_N, routes.message_N, strict=True)], dtype=torch.int64, device=device)
+        sizes = torch.tensor([*zip(routing.rows_N, routing.message_N, strict=True)], dtype=torch.int64, device=device)
         one = [{"rows": 2} for _ in range(peers.workers)]
         come_N2 = peers.all_to_all(sizes.reshape(-1), one, [2] * peers.workers).view(-1, 2).cpu()
         rows_N, message_N = (come_N2[:, column].tolist() for column in (0, 1))
-        message = torch.from_numpy(routes.message).to(device)
-        come = peers.all_to_all(message, [{"rows": int(n)} for n in routes.message_N], message_N).cpu()
+        message = torch.from_numpy(routing.message).to(device)
+        come = peers.all_to_all(message, [{"rows": int(n)} for n in routing.message_N], message_N).cpu()
         messages = [part.numpy() for part in come.split(message_N)]
         inverse_L, sample_L, field_L, x_L = (
             torch.from_numpy(column).to(device)
             for column in arrived(messages, come_N2[:, 0].numpy(), self._plan.owned, samples)
         )
-        sent_Uk = shard.rows_UK[:, reads].index_select(0, torch.from_numpy(routes.rows).to(device))
-        send = [{"rows": int(n) * width} for n in routes.rows_N]
+        sent_Uk = shard.rows_UK[:, reads].index_select(0, torch.from_numpy(routing.rows).to(device))
+        send = [{"rows": int(n) * width} for n in routing.rows_N]
         flat = self._swap(sent_Uk.reshape(-1), send, [{"rows": n * width} for n in rows_N])
         rows_Uk = flat.view(-1, width)
         come_home = Shard(
@@ -146,7 +146,7 @@ class Exchange:
             fields_O=torch.arange(self._fields, device=device),
             inputs_BM=inputs_bM,
         )
-        return self._plan.poured(come_home)
+        return self._plan.with_pooling(come_home)
 
     def sum_over_workers(self, line: str, part: Tensor) -> Tensor:
         """A sum that every worker's loss reads, with its gradient: one all-reduce of ``part`` each way."""

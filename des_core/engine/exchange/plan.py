@@ -11,7 +11,7 @@ bytes per number on the wire, then
 
     sum          i 2/N (N - 1) G P                       (sum over w of (G - b_w) P = (N - 1) G P)
     gather       i 2/N sum over w of (G - b_w) k O_w
-    rows         i 2 U k' + 4 I + 16 (N - 1)             U unique rows, I integers to other homes: ``routes``
+    rows         i 2 U k' + 4 I + 16 (N - 1)             U unique rows, I integers to other homes: ``row_routing``
     an all-reduce of n numbers   2 (N - 1)/N n x bytes per number
     replicated   an all-reduce of G P numbers, forward only; dense weights above the operators send nothing
 
@@ -33,7 +33,7 @@ from des_core.data.feed.batches import BUCKET_BITS, Stream, everything
 from des_core.engine.dense_layers import GlobalBatchNorm
 from des_core.engine.exchange.collectives import WAYS, entry
 from des_core.engine.exchange.placement import Placement, place
-from des_core.engine.exchange.routes import routes
+from des_core.engine.exchange.row_routing import route_rows
 from des_core.engine.models import Model, build
 from des_core.engine.operators import Operator, Shard
 from des_core.engine.weights import index
@@ -111,7 +111,7 @@ class Plan:
         linear = any(op.linear for op in self.model.by_name.values())
         return slice(0 if linear else 1, self.model.row_width)
 
-    def poured(self, shard: Shard) -> Shard:
+    def with_pooling(self, shard: Shard) -> Shard:
         """The shard, told what of field vectors and squares the operators will read."""
         operators = self.model.by_name.values()
         by_field = "gather" in self.choice.values() or any(op.by_field for op in operators)
@@ -249,7 +249,7 @@ def sampled_traffic(dataset: Dataset, reference: Reference, placement: Placement
             mine = owner_L == worker
             inverse_L = index.dedupe(lookups.ids[mine])[1]
             fields, piece_L = np.unique(lookups.piece[mine], return_inverse=True)
-            sent = routes(inverse_L, lookups.sample[mine], piece_L, lookups.x[mine], edges, len(fields))
+            sent = route_rows(inverse_L, lookups.sample[mine], piece_L, lookups.x[mine], edges, len(fields))
             rows += int(sent.rows_N.sum() - sent.rows_N[worker])
             integers += int(sent.message_N.sum() - sent.message_N[worker])
         batches += 1
@@ -275,7 +275,7 @@ def link_of(config: Config) -> Link | None:
     return Link(settings.bandwidth_mbps * 125_000, settings.latency_us * 1e-6) if settings.bandwidth_mbps else None
 
 
-def explain(config: Config, dataset: Dataset, reference: Reference, workers: int) -> dict[str, Any]:
+def plan_summary(config: Config, dataset: Dataset, reference: Reference, workers: int) -> dict[str, Any]:
     """What ``des plan`` prints: alternatives, the joint winner, and both balances."""
     placement, base = layout(config, dataset, reference, workers, measured=True)
     batch, settings, link = config.train.batch, config.train, link_of(config)

@@ -110,9 +110,9 @@ class Keys:
         self.used = stop
         return np.arange(start, stop)
 
-    def meet(self, slots_U: Array, counts_U: Array, step: int) -> Array:
+    def record_lookups(self, slots_U: Array, counts_U: Array, step: int) -> Array:
         """Steps uint32 [U] that met the slots before ``step``, which meets them ``counts_U`` times; itself for -1."""
-        before_U: Array = meet(self._counts.array, self._last.array, slots_U, counts_U, np.uint32(step))
+        before_U: Array = count_lookups(self._counts.array, self._last.array, slots_U, counts_U, np.uint32(step))
         return before_U
 
     def remove(self, slots: Array) -> tuple[Array, Array]:
@@ -245,7 +245,7 @@ def redirect(entries_C: Array, ids_S: Array, source: Array, target: Array) -> No
 
 
 @njit(nogil=True, cache=True)
-def meet(counts_S: Array, last_S: Array, slots_U: Array, counts_U: Array, step: Any) -> Array:
+def count_lookups(counts_S: Array, last_S: Array, slots_U: Array, counts_U: Array, step: Any) -> Array:
     """The ``last`` of slots [U] so far, now ``step``, with ``counts_U`` added to their counts; slot -1 is no one."""
     before_U = np.full(len(slots_U), step, np.uint32)
     for i in range(len(slots_U)):

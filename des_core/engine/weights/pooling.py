@@ -96,7 +96,7 @@ class _Pool(Function):
         width = rows_UK.shape[1]
         summed_BK, squares_B = rows_UK.new_zeros(samples, width), rows_UK.new_zeros(samples if squares else 0)
         vectors_BOk = rows_UK.new_zeros(samples, owned, width - 1)
-        _add_up(*_arrays(rows_UK, inverse_L, sample_L, piece_L, x_L, summed_BK, vectors_BOk, squares_B))
+        _pool_forward(*_arrays(rows_UK, inverse_L, sample_L, piece_L, x_L, summed_BK, vectors_BOk, squares_B))
         return summed_BK, vectors_BOk, squares_B
 
     @staticmethod
@@ -106,7 +106,7 @@ class _Pool(Function):
     ) -> tuple[Tensor | None, ...]:
         rows_UK = ctx.saved_tensors[0]
         gradient_UK = rows_UK.new_zeros(rows_UK.shape)
-        _hand_back(*_arrays(*ctx.saved_tensors, d_summed_BK, d_vectors_BOk, d_squares_B, gradient_UK))
+        _pool_backward(*_arrays(*ctx.saved_tensors, d_summed_BK, d_vectors_BOk, d_squares_B, gradient_UK))
         return gradient_UK, None, None, None, None, None, None, None
 
 
@@ -115,7 +115,7 @@ def _arrays(*tensors: Tensor) -> list[Array]:
 
 
 @njit(nogil=True, cache=True)
-def _add_up(
+def _pool_forward(
     rows_UK: Array,
     inverse_L: Array,
     sample_L: Array,
@@ -148,7 +148,7 @@ def _add_up(
 
 
 @njit(nogil=True, cache=True)
-def _hand_back(
+def _pool_backward(
     rows_UK: Array,
     inverse_L: Array,
     sample_L: Array,

@@ -5,8 +5,9 @@ state lies beside it in a second array. A row is born in the step that admits it
 a coin: w = 0 and v from a counter draw keyed by (seed, id), so its first value is the same on any worker,
 in any order. Steps are the only clock, so the same ids own rows for any number of workers.
 
-Two sides, two threads. ``touch`` looks up the ids of a coming batch, in step order, and changes no row;
-``commit`` makes its new rows, in the same order, before the step uses them. All else wants every touch committed.
+Two sides, two threads. ``stage`` looks up the ids of a coming batch, in step order, and changes no row;
+``commit`` makes its new rows, in the same order, before the step uses them. All else wants every staged batch
+committed.
 
 Dims: U unique ids of a batch, N rows born in it, K numbers per row, Z numbers of optimizer state, S slots.
 """
@@ -31,7 +32,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
-class Touch:
+class StagedBatch:
     """What one step looked up, and the rows born for it."""
 
     slots_U: Array
@@ -143,7 +144,7 @@ class Table:
         """Slots [U], -1 where unseen."""
         return self._keys.find(ids_U)
 
-    def touch(self, ids_U: Array, tables_U: Array, counts_U: Array, step: int) -> Touch:
+    def stage(self, ids_U: Array, tables_U: Array, counts_U: Array, step: int) -> StagedBatch:
         """Meet the unique ids of a step's batch, each looked up ``counts_U`` times; admit some of the unseen."""
         slots_U = self._keys.find(ids_U)
         unseen = np.flatnonzero(slots_U < 0)
@@ -154,12 +155,12 @@ class Table:
         new_rows_NK = np.zeros((len(born), self._width), self._number)
         new_rows_NK[:, 1:] = first_values(ids_U[born], self._width - 1, self._seed, self._init)
         self.admitted += len(born)
-        return Touch(slots_U, self._keys.meet(slots_U, counts_U, step), first_slot, new_rows_NK)
+        return StagedBatch(slots_U, self._keys.record_lookups(slots_U, counts_U, step), first_slot, new_rows_NK)
 
-    def commit(self, touch: Touch) -> None:
-        """Give the rows born in a touch their first values and zero state."""
-        if len(touch.new_rows_NK):
-            self._write(torch.from_numpy(touch.new_rows_NK), None)
+    def commit(self, staged: StagedBatch) -> None:
+        """Give the rows born in a staged batch their first values and zero state."""
+        if len(staged.new_rows_NK):
+            self._write(torch.from_numpy(staged.new_rows_NK), None)
 
     def evict(self, step: int, total: Total, idle_before: int = 0) -> int:
         """Free the rows that the settings do not let stay, and return how many; all workers call it.
@@ -221,7 +222,7 @@ class Table:
         admitted = before.astype(np.uint64) + counts >= settings.admit_count
         new = ~known & ~admitted
         slots[new] = waiting.insert(ids[new], tables[new])
-        waiting.meet(slots[~admitted], counts[~admitted], step)
+        waiting.record_lookups(slots[~admitted], counts[~admitted], step)
         waiting.remove(slots[known & admitted])
         return admitted, before
 

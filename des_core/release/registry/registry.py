@@ -75,7 +75,7 @@ class Registered(Record):
     tracking_uri: str
 
 
-class Found(NamedTuple):
+class StoredModel(NamedTuple):
     """A model version on this machine."""
 
     name: str
@@ -109,7 +109,7 @@ class Parent(NamedTuple):
     """Reference of its checkpoint, the path relative to storage.root."""
 
 
-def champion(config: Config, into: str) -> Found | None:
+def champion(config: Config, into: str) -> StoredModel | None:
     """The champion of the run's name, or None; a remote artifact is downloaded into the folder ``into``."""
     if not availability.has_database(config.registry.tracking_uri, _wait_s(config)):
         return None
@@ -198,7 +198,7 @@ def _named(model_uri: str, tracking_uri: str) -> Iterator[tuple[MlflowClient, Mo
         yield client, version
 
 
-def fetch(model_uri: str, tracking_uri: str, into: str) -> Found:
+def fetch(model_uri: str, tracking_uri: str, into: str) -> StoredModel:
     """The model of ``models:/NAME@alias`` or ``models:/NAME/VERSION``.
 
     Raises:
@@ -484,7 +484,7 @@ def _inventory(client: MlflowClient, name: str) -> str:
     return f"registered models: {', '.join(names)}" if names else "nothing is registered there"
 
 
-def _download(client: MlflowClient, version: ModelVersion, into: str) -> Found:
+def _download(client: MlflowClient, version: ModelVersion, into: str) -> StoredModel:
     """A local artifact store is read in place; from any other the model is copied."""
     import mlflow
     from mlflow.models import Model
@@ -513,7 +513,7 @@ def _download(client: MlflowClient, version: ModelVersion, into: str) -> Found:
             f"{model / DESCRIPTION} has other bytes than version {version.version} of {version.name} was registered "
             "with (its tag des.model_digest); bring back the file, or train and register again"
         )
-    return Found(version.name, str(version.version), str(model))
+    return StoredModel(version.name, str(version.version), str(model))
 
 
 def _refuse_moved_champion(client: MlflowClient, run: Run, verdict: Verdict) -> None:

@@ -21,7 +21,7 @@ from des_core.run import Day, Run
 Document = dict[str, Any]
 
 
-class Found(NamedTuple):
+class RunResults(NamedTuple):
     """What a run has left so far; None where a step has not run, or the run is not a day's."""
 
     report: Document
@@ -37,7 +37,7 @@ class Found(NamedTuple):
 def write(run: Run) -> str:
     """Write the run's page from whatever is there, and return its address."""
     report = storage.read_json(run.path("report.json"))
-    found = Found(
+    found = RunResults(
         report,
         Dataset.load(run.dataset),
         run.config.recorded.model_dump(mode="json"),
@@ -47,11 +47,11 @@ def write(run: Run) -> str:
         run.day,
         training_sections.scores(run) if report.get("roc") else None,
     )
-    storage.write_bytes(run.path("report.html"), document(found).encode())
+    storage.write_bytes(run.path("report.html"), page_of(found).encode())
     return run.path("report.html")
 
 
-def document(found: Found) -> str:
+def page_of(found: RunResults) -> str:
     """The page as HTML."""
     report, verdict, day = found.report, found.verdict, found.day
     rows_name = "tail" if day else "test"

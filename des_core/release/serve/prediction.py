@@ -36,7 +36,7 @@ BATCH = 8192
 
 
 @dataclass(frozen=True)
-class Scored:
+class FileScores:
     """How a file's records fared."""
 
     rows: int
@@ -62,7 +62,7 @@ def tracking_uri(model: str, config: Config | None) -> str:
     raise RegistryError(f"{model}: no registry known; give the run's config with -c FILE or set MLFLOW_TRACKING_URI")
 
 
-def predict(folder: str, path: str, output: str, config: Config | None = None, keep: Sequence[str] = ()) -> Scored:
+def predict(folder: str, path: str, output: str, config: Config | None = None, keep: Sequence[str] = ()) -> FileScores:
     """Score a file with the model in ``folder`` and write the CSV whole or not at all.
 
     Args:
@@ -93,7 +93,7 @@ def predict(folder: str, path: str, output: str, config: Config | None = None, k
             bad += good.bad
         if not rows:
             raise DataError(f"{path}: no record to score" + (f"; line {bad[0][0]}: {bad[0][1]}" if bad else ""))
-    return Scored(rows, len(bad), f"line {bad[0][0]}: {bad[0][1]}" if bad else "")
+    return FileScores(rows, len(bad), f"line {bad[0][0]}: {bad[0][1]}" if bad else "")
 
 
 def _texts(path: str, name: str, column: pa.ChunkedArray) -> pa.Array:

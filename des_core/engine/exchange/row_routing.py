@@ -22,7 +22,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
-class Routes:
+class RowRouting:
     """What one owner sends of one batch."""
 
     rows: Array
@@ -33,13 +33,15 @@ class Routes:
     message_N: Array
 
 
-def routes(inverse_L: Array, sample_L: Array, piece_L: Array, x_L: Array, edges: list[int], owned: int) -> Routes:
-    """The routes of a batch whose homes begin at ``edges`` (and its end), for an owner of ``owned`` fields."""
+def route_rows(
+    inverse_L: Array, sample_L: Array, piece_L: Array, x_L: Array, edges: list[int], owned: int
+) -> RowRouting:
+    """The routing of a batch whose homes begin at ``edges`` (and its end), for an owner of ``owned`` fields."""
     unique = int(inverse_L.max()) + 1 if len(inverse_L) else 0
     rows, rows_N, message, message_N = _route(
         inverse_L, sample_L, piece_L, x_L, np.asarray(edges, np.int64), owned, unique
     )
-    return Routes(rows, rows_N, message, message_N)
+    return RowRouting(rows, rows_N, message, message_N)
 
 
 @njit(nogil=True, cache=True)
