@@ -14,7 +14,9 @@ CONFIG ?= configs/demo.toml
 ARGS ?=
 VENV := .venv
 STAMP := $(VENV)/installed
+DEV := $(VENV)/installed-dev
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+fetch = $(PIP) install --quiet --no-compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c requirements.lock $(1)
 
 .PHONY: help install run week test check bench docs lock clean
 .DELETE_ON_ERROR:
@@ -28,10 +30,16 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c '$(FITS)' 2>/dev/null || \
 		{ echo "DES needs Python 3.11 or 3.12 with venv; name one: make install PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --no-compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
+	$(call fetch,setuptools)
+	$(call fetch,--no-build-isolation -e .)
 	@# On all cores, where pip would use one; a template that is no Python is no matter.
 	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true
-	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@rm -f $(DEV)
+	@touch $@
+
+# What only tests and checks need; the pipeline runs without it.
+$(DEV): $(STAMP)
+	$(call fetch,--no-build-isolation -e .[dev])
 	@touch $@
 
 run: install
@@ -42,10 +50,10 @@ week: install
 	$(VENV)/bin/des run -c $(CONFIG) --set run.name=week --from 2026-01-01 --to 2026-01-07 $(ARGS)
 
 # Two files at a time (tests/conftest.py says which go together); with ARGS a plain pytest.
-test: install
+test: $(DEV)
 	$(VENV)/bin/python -m pytest $(or $(ARGS),-n 2 --dist loadfile --no-loadscope-reorder --durations 25)
 
-check: install
+check: $(DEV)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
