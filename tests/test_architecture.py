@@ -23,7 +23,7 @@ ONLY = {
     "kfp_server_api": ("pipelines/client.py",),
     "pipelines": ("pipelines/",),
     "components": ("components/", "pipelines/"),
-    "k8s": ("k8s/", "components/", "pipelines/cli.py"),
+    "k8s": ("k8s/", "components/"),
 }
 """Module: the only places that may import it."""
 

@@ -78,9 +78,11 @@ def test_commands_are_known(page: str, line: str) -> None:
             re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M) for target in targets
         )
     elif program == "des":
-        group = typer.main.get_command(cli.app)
-        command = group.commands[words[1]]  # type: ignore[attr-defined]
-        with command.make_context(words[1], words[2:]):
+        command, rest = typer.main.get_command(cli.app), words[1:]
+        while hasattr(command, "commands"):
+            name, *rest = rest
+            command = command.commands[name]
+        with command.make_context(name, rest):
             configs = [word for word in words if word.startswith("configs/")]
             assert all((ROOT / config).is_file() for config in configs)
     elif program not in SHELL:

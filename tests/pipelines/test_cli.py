@@ -18,6 +18,7 @@ import pytest
 
 from des_core import __version__, storage
 from pipelines import cli, summary
+from pipelines.commands import options
 from tests.finished import config_of, finished_run
 
 ROOT = Path(__file__).parent.parent.parent
@@ -26,7 +27,6 @@ COMMANDS = [
     "run",
     "compile",
     "submit",
-    "schedule",
     "ingest",
     "train",
     "evaluate",
@@ -37,7 +37,10 @@ COMMANDS = [
     "plan",
     "generate",
     "day",
+    "schedule",
 ]
+GROUPS = {"day": ["list", "accept"], "schedule": ["create", "list", "pause", "resume", "delete"]}
+WITHOUT_CONFIG = ["generate", "schedule list", "schedule pause", "schedule resume", "schedule delete"]
 
 
 @pytest.fixture
@@ -76,11 +79,12 @@ def test_every_command_is_listed_and_explains_itself(capsys: pytest.CaptureFixtu
     assert [line.split()[0] for line in listed.splitlines() if line.strip()] == COMMANDS
     assert "..." not in listed, "a command's line must fit"
     assert des(capsys)[:2] == (0, out)
-    for words in [*([command] for command in COMMANDS if command != "day"), ["day", "list"], ["day", "accept"]]:
+    groups = [[group, command] for group, commands in GROUPS.items() for command in commands]
+    for words in [*([command] for command in COMMANDS if command not in GROUPS), *groups]:
         code, out, _ = des(capsys, *words, "--help")
         assert code == 0
         assert "--json" in out
-        assert ("--set" in out) == (words != ["generate"])
+        assert ("--set" in out) == (" ".join(words) not in WITHOUT_CONFIG)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,6 +97,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["runn"], "No such command 'runn'"),
         (["run"], "Missing option '-c' / '--config'; see: des run --help"),
         (["run", "-c", "shop.toml", "--sett", "a.b=1"], "--sett"),
+        (["schedule", "pause"], "Missing argument 'NAME'; see: des schedule pause --help"),
+        (["schedule", "--list"], "No such option: --list; see: des schedule --help"),
         (["plan", "-c", "shop.toml", "--workers", "0"], "--workers"),
         (["plan", "-c", "shop.toml", "--workers", "two"], "--workers"),
         (["generate", "--days", "1"], "Missing option '--out'"),
@@ -129,7 +135,7 @@ def test_an_unforeseen_error_is_one_line_that_names_the_traceback(
     def explode(*_: Any) -> None:
         raise KeyError("lost")
 
-    monkeypatch.setattr(cli, "crash_folder", str(tmp_path))
+    monkeypatch.setattr(options, "crash_folder", str(tmp_path))
     monkeypatch.setattr("des_core.config.load_config", explode)
     line = refused(capsys, "run", "-c", toml, code=1)
     assert "unexpected KeyError: 'lost'" in line

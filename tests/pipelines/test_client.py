@@ -87,7 +87,7 @@ def submit(capsys: pytest.CaptureFixture[str], toml: str, *words: str) -> dict[s
 
 def schedule(capsys: pytest.CaptureFixture[str], toml: str, *words: str) -> dict[str, Any]:
     words = words if "--interval" in words or "--cron" in words else ("--cron", SIX, *words)
-    code, out, err = des(capsys, "schedule", "-c", toml, *settings(), *words, "--json")
+    code, out, err = des(capsys, "schedule", "create", "-c", toml, *settings(), *words, "--json")
     assert (code, err) == (0, "")
     answer: dict[str, Any] = json.loads(out.splitlines()[-1])
     return answer
@@ -206,7 +206,7 @@ def test_a_failure_on_the_way_is_mended_by_the_same_command(
 ) -> None:
     schedule(capsys, toml)
     kubeflow.fail(broken, 500)
-    words = ["schedule", "-c", toml, *settings(), "--interval", "12h"]
+    words = ["schedule", "create", "-c", toml, *settings(), "--interval", "12h"]
     line = refused(capsys, *words, code=1)
     assert "(500): the database is away" in line
     awake = [one["recurring_run_id"] for one in kubeflow.held["recurring_runs"] if one["mode"] == "ENABLE"]
@@ -227,23 +227,23 @@ def test_schedules_are_listed_paused_resumed_and_deleted(
     kubeflow.held["recurring_runs"].append(foreign)
 
     def listed() -> dict[str, bool]:
-        code, out, _ = des(capsys, "schedule", "--list", "--json")
+        code, out, _ = des(capsys, "schedule", "list", "--json")
         assert code == 0
         return {one["name"]: one["enabled"] for one in json.loads(out.splitlines()[-1])["schedules"]}
 
     assert listed() == {"a": True, "b": True, "c": True, "shop": True}
-    assert des(capsys, "schedule", "--pause", "shop")[1] == "paused=shop\n"
+    assert des(capsys, "schedule", "pause", "shop")[1] == "paused=shop\n"
     assert not listed()["shop"]
-    assert des(capsys, "schedule", "--resume", "shop")[0] == 0
+    assert des(capsys, "schedule", "resume", "shop")[0] == 0
     assert listed()["shop"]
-    des(capsys, "schedule", "--pause", "shop")
+    des(capsys, "schedule", "pause", "shop")
     assert schedule(capsys, toml)["done"] == "resumed"
-    assert des(capsys, "schedule", "--delete", "shop")[0] == 0
+    assert des(capsys, "schedule", "delete", "shop")[0] == 0
     assert listed() == {"a": True, "b": True, "c": True}
     assert foreign in kubeflow.held["recurring_runs"], "what is not ours is left alone"
-    assert "no schedule shop" in refused(capsys, "schedule", "--pause", "shop")
-    assert "there are: a, b, c" in refused(capsys, "schedule", "--delete", "shop")
-    assert "cron 0 0 3 * * *, version " in des(capsys, "schedule", "--list")[1]
+    assert "no schedule shop" in refused(capsys, "schedule", "pause", "shop")
+    assert "there are: a, b, c" in refused(capsys, "schedule", "delete", "shop")
+    assert "cron 0 0 3 * * *, version " in des(capsys, "schedule", "list")[1]
 
 
 def test_a_schedule_deleted_meanwhile_is_no_error(
@@ -251,15 +251,13 @@ def test_a_schedule_deleted_meanwhile_is_no_error(
 ) -> None:
     schedule(capsys, toml)
     kubeflow.fail("DELETE .*", 404, "not found")
-    assert des(capsys, "schedule", "--delete", "shop")[0] == 0
+    assert des(capsys, "schedule", "delete", "shop")[0] == 0
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give one of -c FILE"),
-        (["--list", "--pause", "shop"], "give one of -c FILE"),
-        (["--list", "--cron", SIX], "go with -c FILE"),
+        (["--cron", SIX], "Missing option '-c' / '--config'; see: des schedule create --help"),
         (["-c", "shop.toml"], 'give one of --cron "0 0 3 * * *" and --interval 24h'),
         (["-c", "shop.toml", "--cron", SIX, "--interval", "24h"], "give one of --cron"),
         (["-c", "shop.toml", "--cron", "@daily"], 'six fields, like "0 0 3 * * *"'),
@@ -270,7 +268,7 @@ def test_a_schedule_deleted_meanwhile_is_no_error(
 def test_a_wrong_schedule_is_refused_before_anything_is_asked(
     capsys: pytest.CaptureFixture[str], kubeflow: KubeflowStub, toml: str, words: list[str], message: str
 ) -> None:
-    assert message in refused(capsys, "schedule", *words)
+    assert message in refused(capsys, "schedule", "create", *words)
     assert kubeflow.requests == []
 
 
@@ -335,7 +333,7 @@ def test_what_no_pod_could_use_is_refused_before_anything_is_uploaded(
     capsys: pytest.CaptureFixture[str], kubeflow: KubeflowStub, toml: str, changes: list[str], message: str
 ) -> None:
     more = [word for change in changes for word in ("--set", change)]
-    for command in (["submit"], ["schedule", "--cron", SIX]):
+    for command in (["submit"], ["schedule", "create", "--cron", SIX]):
         line = refused(capsys, *command, "-c", toml, *settings(), *more)
         assert message in line
         assert "hidden" not in line
@@ -360,7 +358,7 @@ def test_the_token_opens_and_nothing_else_does(
     assert "(401); give a valid token in KFP_TOKEN" in refused(capsys, "submit", "-c", toml, *settings())
     assert kubeflow.held["pipelines"] == []
     monkeypatch.setenv("KFP_TOKEN", "wrong")
-    assert "wrong" not in refused(capsys, "schedule", "--list")
+    assert "wrong" not in refused(capsys, "schedule", "list")
     monkeypatch.setenv("KFP_TOKEN", "opensesame\n")
     submit(capsys, toml)
 
@@ -387,7 +385,7 @@ def test_a_refusal_is_one_line_with_the_servers_reason(
     message: str,
 ) -> None:
     kubeflow.fail("GET /recurringruns", status, body)
-    assert message in refused(capsys, "schedule", "--list", code=code)
+    assert message in refused(capsys, "schedule", "list", code=code)
 
 
 def test_nobody_there_is_one_line(
@@ -396,14 +394,14 @@ def test_nobody_there_is_one_line(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         gone = f"http://127.0.0.1:{free.getsockname()[1]}"
-    line = refused(capsys, "schedule", "--list", "--host", gone, code=1)
+    line = refused(capsys, "schedule", "list", "--host", gone, code=1)
     assert f"Kubeflow at {gone} cannot be reached" in line
     assert "Connection refused" in line
-    refused(capsys, "schedule", "--list", "--host", "http://nowhere.invalid", code=1)
+    refused(capsys, "schedule", "list", "--host", "http://nowhere.invalid", code=1)
     monkeypatch.delenv("KFP_HOST")
-    assert "give --host" in refused(capsys, "schedule", "--list")
-    assert "write it like https://" in refused(capsys, "schedule", "--list", "--host", "kubeflow:8080")
-    assert "secret" not in refused(capsys, "schedule", "--list", "--host", "https://me:secret@kubeflow")
+    assert "give --host" in refused(capsys, "schedule", "list")
+    assert "write it like https://" in refused(capsys, "schedule", "list", "--host", "kubeflow:8080")
+    assert "secret" not in refused(capsys, "schedule", "list", "--host", "https://me:secret@kubeflow")
 
 
 def test_a_certificate_of_ones_own_is_trusted_by_name(
@@ -411,7 +409,7 @@ def test_a_certificate_of_ones_own_is_trusted_by_name(
 ) -> None:
     certificate, key = own_certificate(tmp_path)
     with serving(certificate, key) as stub:
-        words = ["schedule", "--list", "--host", stub.host]
+        words = ["schedule", "list", "--host", stub.host]
         assert "certificate verify failed" in refused(capsys, *words, code=1)
         monkeypatch.setenv("KFP_CA", str(tmp_path / "none.pem"))
         assert "none.pem: no such file" in refused(capsys, *words)
