@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from components.finished import is_evaluated, is_trained
 from components.launch.roles import launch
 from des_core import log, remote, storage
 from des_core.config import Config
@@ -28,9 +29,6 @@ ALL, ABSENT = "all", "absent"
 
 POLL_S = 60.0
 """Between two looks for a day's logs."""
-
-RESULTS = ("report.json", "report.html", "predictions.parquet", "champion.json", "gate.json", "version.json")
-"""What a finished run has left beside its training."""
 
 SHORT = 80
 """Characters of a reason in a step's line."""
@@ -135,8 +133,10 @@ def ingest_and_pin(config: Config, as_of: str = ALL) -> Done:
     Args:
         as_of: a day, or "all".
     """
-    done = ingest(config) if as_of == ALL else _ingest_day(config, as_of)
-    run = pin(config, Reference.parse(done.reference)) if as_of == ALL else done.numbers.pop("run")
+    if as_of != ALL:
+        return _ingest_day(config, as_of)
+    done = ingest(config)
+    run = pin(config, Reference.parse(done.reference))
     return replace(done, reference=str(run.reference("inputs.json")))
 
 
@@ -157,7 +157,7 @@ def _ingest_day(config: Config, as_of: str) -> Done:
     what += f"; {_count(outside, 'row')} from other days" if outside else ""
     what += f"; left out: {', '.join(run.day.left_out)}" if run.day.left_out else ""
     unchanged = known is not None and known.key == run.key
-    return Done(what, str(run.dataset), unchanged, numbers={"run": run})
+    return Done(what, str(run.reference("inputs.json")), unchanged)
 
 
 def day_parts(config: Config, as_of: str) -> dict[str, PartManifest]:
@@ -205,23 +205,20 @@ def score(run: Run) -> Done:
     return Done(who + _metric("", record.metrics), str(reference), kept)
 
 
-def train(run: Run, resume: bool | None = None, profile: bool = False) -> Done:
+def train(run: Run, resume: bool | None = None) -> Done:
     """Weights and ``training.json``; by default from the last checkpoint, if there is one.
-
-    Args:
-        profile: measure a step's phases, each to its end.
 
     Raises:
         DesError: as ``launch``.
     """
-    finished = _trained(run)
+    finished = is_trained(run)
     if run.day is None:
         _check_order(run.config)
     if not finished:
         for name in ("training.json", "report.json", "predictions.parquet", "champion.json", "gate.json"):
             storage.delete(run.path(name))
         resume = storage.exists(storage.join(run.checkpoints, "last.json")) if resume is None else resume
-        launch("train", run, resume, profile)
+        launch("train", run, resume)
     training = storage.read_json(run.path("training.json"))
     best: dict[str, Any] = max(training["valid"], key=lambda epoch: epoch["score"], default={})
     what = f"{_count(training['workers'], 'worker')}, {_count(training['steps'], 'step')}"
@@ -239,9 +236,9 @@ def evaluate(run: Run) -> Done:
     from des_core.release.judge import champion
     from des_core.release.report import report
 
-    if not _trained(run):
+    if not is_trained(run):
         raise UserError(f"{run.path('training.json')}: this config and data were not trained; run des train first")
-    finished = _evaluated(run)
+    finished = is_evaluated(run)
     if not finished:
         for name in ("report.json", "predictions.parquet"):
             storage.delete(run.path(name))
@@ -300,107 +297,10 @@ def register(run: Run) -> Done:
     return Done(what, str(reference), adopted, page, numbers | {"accepted": record.accepted})
 
 
-def settled(config: Config, as_of: str = "") -> Run | None:
-    """The run of this config and the present logs, if it is registered and all its results are there."""
-    from des_core.release.registry import registry
-
-    run = _known_day(config, as_of) if as_of else pin(config) if _ingested(config) else None
-    if run is None or not _evaluated(run) or not all(storage.exists(run.path(name)) for name in RESULTS):
-        return None
-    record = registry.recorded(run)
-    if record is None or not _judged(run, record.gate):
-        return None
-    record.write(run.path("version.json"))
-    run.publish()
-    return run
-
-
-def _judged(run: Run, sha256: str) -> bool:
-    """Whether the verdict is the one that was registered, on the files that are there, by the config's bounds."""
-    from des_core.release.judge import champion
-    from des_core.release.judge.gate import Verdict
-
-    try:
-        judged = run.reference("gate.json")
-        if judged.sha256 != sha256:
-            return False
-        verdict = Verdict.load(judged)
-        new_rows = str(run.reference("new_rows.json")) if run.day is not None else ""
-        there = (str(run.reference("champion.json")), new_rows, run.config.verdict_digest)
-        return (verdict.inputs, verdict.new_rows, verdict.bounds) == there and champion.is_whole(run)
-    except StorageError:
-        return False
-
-
-def _evaluated(run: Run) -> bool:
-    """Whether report.json and the predictions that it names are there, and of this training."""
-    if not _trained(run) or not storage.exists(run.path("report.json")):
-        return False
-    try:
-        report = storage.read_json(run.path("report.json"))
-        if report["training_sha256"] != run.reference("training.json").sha256:
-            return False
-        return bool(storage.digest_file(run.path("predictions.parquet")) == report["predictions_sha256"])
-    except (StorageError, FileNotFoundError, KeyError, TypeError):
-        return False
-
-
-def _known_day(config: Config, as_of: str) -> Run | None:
-    """The day's run, if its logs are ingested as they are now and it was pinned."""
-    from des_core.data.read import sources
-    from des_core.data.store import digests, parts
-    from des_core.recurring import daily
-
-    root = features_uri(config).rpartition("/")[0]
-    known = digests.Digests(config.storage.root)
-    sides = known.of(join.path for join in sources.source_of(config).join)
-    found: dict[str, PartManifest] = {}
-    for day, files in daily.closed(config, as_of).items():
-        if day != as_of and daily.unusable(config, day, files):
-            continue
-        part = parts.whole_part(root, day)
-        made_of = (*known.of(files), *sides)
-        if part is None or (part.spec, part.sources) != (config.features_digest, made_of):
-            return None
-        found[day] = part
-    return daily.pinned(config, as_of, found) if as_of in found else None
-
-
 def headline(report: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a report that commands print."""
     names = ("split", "samples", "auc", "logloss", "ne", "calibration", "gauc", "rmse", "mae")
     return {name: report[name] for name in names if report.get(name) is not None}
-
-
-def _ingested(config: Config) -> bool:
-    """Whether the feature store is made of this config and the raw files as they are now."""
-    from des_core.data.read import sources
-    from des_core.data.store import digests, features, parts
-
-    uri = features_uri(config)
-    if not storage.exists(uri):
-        return False
-    root, dataset = uri.rpartition("/")[0], Dataset.read(uri)
-    files = features.source_files(config)
-    if not all(storage.exists(file) for part in files.values() for file in part):
-        return False
-    known = digests.Digests(config.storage.root)
-    sides = known.of(join.path for join in sources.source_of(config).join)
-    wanted = {(*known.of(part), *sides) for part in files.values()}
-    manifests = [parts.whole_part(root, name) for name in dataset.parts]
-    made = {(part.spec, part.sources) for part in manifests if part is not None}
-    return made == {(config.features_digest, sources_) for sources_ in wanted} and None not in manifests
-
-
-def _trained(run: Run) -> bool:
-    """Whether training.json is there and the checkpoint that it names is whole."""
-    if not storage.exists(run.path("training.json")):
-        return False
-    try:
-        Reference.parse(storage.read_json(run.path("training.json"))["checkpoint"]).read()
-    except (StorageError, KeyError, TypeError):
-        return False
-    return True
 
 
 def _model(run: Run) -> tuple[str, pa.Table]:

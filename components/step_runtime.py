@@ -110,13 +110,14 @@ def _note(config: Config, holder: str, name: str, done: Done) -> None:
     storage.write_json(status_uri(config, holder), status)
 
 
-def _fail(config: Config | None, holder: str, name: str, code: int, message: str) -> NoReturn:
+def _fail(config: Config | None, holder: str, name: str, error: DesError) -> NoReturn:
+    message = hidden(str(error))
     if config is not None:
         with contextlib.suppress(OSError, DesError):
-            status = _status(config, holder) | {"error": {"step": name, "code": code, "message": hidden(message)}}
+            status = _status(config, holder) | {"error": {"step": name, "code": error.code, "message": message}}
             storage.write_json(status_uri(config, holder), status)
-    print(f"error: {hidden(message)}", file=sys.stderr, flush=True)
-    sys.exit(code)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(error.exit_code)
 
 
 def _run_noted(name: str, config: str, run_id: str, stage: Callable[[Config], Done]) -> Done:
@@ -132,16 +133,13 @@ def _run_noted(name: str, config: str, run_id: str, stage: Callable[[Config], Do
                 sweep_status(parsed, holder)
             done = stage(parsed)
             _note(parsed, holder, name, done)
-    except DesError as error:
-        _fail(parsed, holder, name, error.exit_code, str(error))
     except Exception as error:
-        known = of_system(error) if isinstance(error, OSError) else None
-        if known is not None:
-            _fail(parsed, holder, name, known.exit_code, str(known))
-        print(hidden(traceback.format_exc()), file=sys.stderr, flush=True)
-        _fail(
-            parsed, holder, name, 1, f"{name}: unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        )
+        known = of_system(error) if isinstance(error, OSError) else error
+        if not isinstance(known, DesError):
+            print(hidden(traceback.format_exc()), file=sys.stderr, flush=True)
+            reason = " ".join(str(error).split())[:300]
+            known = DesError(f"{name}: unexpected {type(error).__name__}: {reason}")
+        _fail(parsed, holder, name, known)
     seconds = round(time.monotonic() - start, 1)
     log.emit("done", name=name, seconds=seconds, unchanged=done.unchanged, what=done.what)
     return done

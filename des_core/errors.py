@@ -1,6 +1,8 @@
-"""Every error a user can meet, as one tree. Exit code 2 is the user's to mend, 1 anything else.
+"""Every error that a user can meet, as one tree of classes.
 
-A message is one line; it names the file, key, row or value, and the fix.
+A message is one line; it names the file, key, row or value, and the fix. What a program decides by is the class, never
+the message. Between processes the class travels as its ``code``, a word that stays the same from version to version;
+docs/operations.md lists the codes.
 """
 
 from __future__ import annotations
@@ -9,59 +11,132 @@ import errno
 
 
 class DesError(Exception):
-    """Root of the tree; ``exit_code`` is what a command leaves with."""
+    """Root of the tree, and any failure without a class of its own."""
 
+    code = "failed"
     exit_code = 1
+    """What a command leaves with: 2 where the user can mend it, 1 anything else."""
+    transient = False
+    """Whether the same command may succeed later although nobody has changed anything."""
 
 
 class UserError(DesError):
-    """Something the user gave is wrong, and the message says how to mend it."""
+    """Something that the user gave is wrong, and the message says how to mend it."""
 
+    code = "mistake"
     exit_code = 2
 
 
 class ConfigError(UserError):
     """A key or value of the run's TOML, or of ``--set``."""
 
+    code = "config"
+
 
 class DataError(UserError):
-    """A raw log: missing, empty, or not as the config says."""
+    """A raw log is missing, empty, or not as the config says."""
+
+    code = "data"
 
 
 class UnusableLogsError(DataError):
-    """A raw log that is itself at fault: empty, broken or with too many bad records."""
+    """A raw log is itself at fault: empty, broken, or with too many bad records."""
+
+    code = "unusable-logs"
 
 
 class NoLogsError(DataError):
-    """No raw log at all where days are expected: they may still come."""
+    """There is no raw log at all where days are expected; they may still arrive."""
+
+    code = "no-logs"
+
+
+class NotFiniteError(UserError):
+    """The loss of a batch is not a finite number."""
+
+    code = "not-finite"
 
 
 class CheckpointError(UserError):
-    """A checkpoint that does not fit the run, or is not whole."""
+    """A checkpoint does not fit the run, or is not whole."""
+
+    code = "checkpoint"
 
 
 class RegistryError(UserError):
-    """MLflow refuses, or has no such model."""
+    """MLflow refuses a request, or has no such model."""
+
+    code = "registry"
 
 
 class BusyError(DesError):
-    """Another run of the same name is at work; later it may go."""
+    """Another run of the same name is active."""
+
+    code = "busy"
+    transient = True
 
 
 class UnavailableError(DesError):
-    """A server that did not answer for as long as it may be waited for; it may answer later."""
+    """A server did not answer for as long as it is waited for."""
+
+    code = "unavailable"
+    transient = True
 
 
 class WorkerError(DesError):
-    """A worker died, froze or lost its peers."""
+    """A training or scoring worker failed."""
+
+    code = "worker"
+    transient = True
+
+
+class PeerLostError(WorkerError):
+    """A worker lost the connection to another one, whose own failure is the cause."""
+
+    code = "peer-lost"
+
+
+class KilledError(WorkerError):
+    """A worker was killed from outside."""
+
+    code = "killed"
+
+
+class OutOfMemoryError(WorkerError):
+    """A worker was killed because its memory limit was too low."""
+
+    code = "out-of-memory"
+    transient = False
+
+
+class DeadlineError(WorkerError):
+    """A job ran, or waited to run, for longer than the config allows."""
+
+    code = "deadline"
+    transient = False
 
 
 class StorageError(DesError):
-    """A file that a manifest promises is missing or has other bytes."""
+    """A file that a manifest promises is missing or has other bytes, or the disk refuses."""
+
+    code = "storage"
 
 
 class DamagedError(StorageError):
-    """A file of ours that is not as it was written: other bytes, or not of its form."""
+    """A file that DES wrote is not as it was written: other bytes, or not of its form."""
+
+    code = "damaged"
+
+
+def error_classes(root: type[DesError] = DesError) -> list[type[DesError]]:
+    """The classes of this file, parents first."""
+    own = [root] if root.__module__ == __name__ else []
+    return own + [each for child in root.__subclasses__() for each in error_classes(child)]
+
+
+def error_of(code: str, message: str) -> DesError:
+    """The error that another process reported."""
+    return next((each for each in error_classes() if each.code == code), DesError)(message)
 
 
 OTHER_PLACE = frozenset((errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG))

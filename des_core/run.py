@@ -31,6 +31,10 @@ PAGES = ("report.json", "report.html", "predictions.parquet")
 """Files of the latest run that are copied to the root, where people look."""
 
 
+PROFILE = "DES_PROFILE"
+"""Variable that asks training workers to measure each phase of a step to its end on the device."""
+
+
 class Day(Record):
     """What a day of a recurring run was pinned to, beside its config and data."""
 

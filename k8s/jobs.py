@@ -78,6 +78,11 @@ class State:
     def ended(self) -> bool:
         return self.phase in ("succeeded", "failed", "deleted")
 
+    @property
+    def past_deadline(self) -> bool:
+        """Whether the operator ended the job at its deadline, for which its conditions have a message but no reason."""
+        return self.phase == "failed" and "deadline" in self.said.lower()
+
 
 class Jobs(Protocol):
     """A cluster, as a step knows it."""

@@ -18,14 +18,14 @@ import typer
 
 from components.launch.process_tie import told_to_end
 from des_core import __version__
-from des_core.errors import DesError, of_system
+from des_core.errors import DesError, UserError, of_system
 from pipelines.commands import day, schedule
 from pipelines.commands.compile import compile_
 from pipelines.commands.evaluate import evaluate
 from pipelines.commands.generate import generate
 from pipelines.commands.ingest import ingest
 from pipelines.commands.lineage import lineage
-from pipelines.commands.output import crash_message, fail
+from pipelines.commands.output import crash, fail
 from pipelines.commands.plan import plan
 from pipelines.commands.predict import predict
 from pipelines.commands.register import register
@@ -58,6 +58,12 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "plan": plan,
     "generate": generate,
 }
+GO_ON = {
+    "run": "; the same command goes on from what is done",
+    "train": "; des train --resume goes on from the last checkpoint, if there is one",
+}
+"""What can be done after an interruption."""
+
 for _name, _command in COMMANDS.items():
     if isinstance(_command, typer.Typer):
         app.add_typer(_command, name=_name)
@@ -90,32 +96,38 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(_run(words or ["--help"]))
 
 
+class Interrupted(DesError):
+    """A signal ended the command."""
+
+    code = "interrupted"
+
+    def __init__(self, words: list[str], number: int) -> None:
+        super().__init__("interrupted" + GO_ON.get(words[0], ""))
+        self.exit_code = 128 + number
+
+
 def _run(words: list[str]) -> int:
     as_json = "--json" in words
     try:
         with told_to_end():
             code = app(words, prog_name="des", standalone_mode=False)
         sys.stdout.flush()
-        return fail(as_json, _interrupted(words), 130) if code == 130 else int(code or 0)
+        return int(code or 0) if code != 128 + signal.SIGINT else fail(as_json, Interrupted(words, signal.SIGINT))
     except (KeyboardInterrupt, typer.Abort):
-        return fail(as_json, _interrupted(words), 130)
+        return fail(as_json, Interrupted(words, signal.SIGINT))
     except SystemExit as error:
         if error.code != 128 + signal.SIGTERM:
             raise
-        return fail(as_json, _interrupted(words), 128 + signal.SIGTERM)
+        return fail(as_json, Interrupted(words, signal.SIGTERM))
     except typer.TyperException as error:
-        return fail(as_json, f"{error.format_message().rstrip('.')}; see: {_help(words)}", 2)
-    except DesError as error:
-        return fail(as_json, str(error), error.exit_code)
+        return fail(as_json, UserError(f"{error.format_message().rstrip('.')}; see: {_help(words)}"))
     except BrokenPipeError:
         # The reader of our output, such as head, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        known = of_system(error) if isinstance(error, OSError) else None
-        if known is not None:
-            return fail(as_json, str(known), known.exit_code)
-        return fail(as_json, crash_message(error), 1)
+        known = of_system(error) if isinstance(error, OSError) else error
+        return fail(as_json, known if isinstance(known, DesError) else crash(error))
 
 
 def _help(words: list[str]) -> str:
@@ -126,15 +138,6 @@ def _help(words: list[str]) -> str:
         subcommands = typer.main.get_group(command).commands
         known += [word for word in words[1:2] if word in subcommands]
     return " ".join(["des", *known, "--help"])
-
-
-def _interrupted(words: list[str]) -> str:
-    """What is said of a command that a signal ended."""
-    how = {
-        "run": "; the same command goes on from what is done",
-        "train": "; des train --resume goes on from the last checkpoint, if there is one",
-    }
-    return "interrupted" + how.get(words[0], "")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from components.launch.progress import Progress
 from components.step_runtime import SECRETS, status_uri, sweep_status
 from des_core import log, scratch, storage
 from des_core.config import Config
-from des_core.errors import DesError, UserError
+from des_core.errors import DesError, KilledError, UserError, WorkerError, error_of
 from des_core.recurring import lease
 from des_core.release.serve import cache
 from des_core.secrets import hidden
@@ -38,14 +38,6 @@ QUIET_S = 10.0
 """Without a terminal: seconds between two lines of progress."""
 
 
-class StepFailed(DesError):
-    """A step of the pipeline failed; it leaves with the step's own code."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.exit_code = code
-
-
 def run(config: Config, as_of: str, tell: Callable[[dict[str, str]], None]) -> dict[str, dict[str, str]]:
     """Run all steps; the ``done`` event of each.
 
@@ -53,8 +45,7 @@ def run(config: Config, as_of: str, tell: Callable[[dict[str, str]], None]) -> d
         tell: called with the ``start`` and ``done`` events of every step as they happen.
 
     Raises:
-        StepFailed: with the failed step's one line.
-        BusyError: another run of this name is at work.
+        DesError: that of the failed step; BusyError where another run of this name is active.
     """
     folder = Path(config.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,6 +174,8 @@ def _interpreter(holder: str, config: Config) -> Iterator[None]:
 def _failure(status: str, router: Router, log_path: Path) -> DesError:
     error: dict[str, Any] | None = storage.read_json(status).get("error") if storage.exists(status) else None
     if error:
-        told = error["code"] == UserError.exit_code or "; see " in error["message"]
-        return StepFailed(error["code"], error["message"] + ("" if told else f"; see {log_path}"))
-    return StepFailed(1, f"step {router.started or 'resolve'} ended without a word (killed?); see {log_path}")
+        failure = error_of(error["code"], error["message"])
+        # The message of a worker's failure names the workers' own log.
+        whole = isinstance(failure, (UserError, WorkerError))
+        return failure if whole else type(failure)(f"{failure}; see {log_path}")
+    return KilledError(f"step {router.started or 'resolve'} ended without a message (killed?); see {log_path}")

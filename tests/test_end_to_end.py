@@ -281,5 +281,5 @@ def _until(condition: Any, limit_s: float = 90) -> None:
 )
 def test_a_users_mistake_is_one_line(home: Path, words: list[str], message: str) -> None:
     answer, stderr = des(home, "run", *DEMO, *settings("run.dir=runs/mistake"), *words, code=2)
-    assert message in answer["error"] and answer["code"] == 2
+    assert message in answer["error"] and answer["exit_code"] == 2
     assert [line for line in stderr.splitlines() if line.startswith("error:")] == [f"error: {answer['error']}"]

@@ -9,7 +9,6 @@ job with it; one that is killed leaves it to its next attempt, which adopts it, 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import threading
@@ -23,8 +22,18 @@ from components.launch.progress import Progress
 from components.launch.roles import LEAVE_S, LEAVING, MODULES, Role, pace
 from des_core import log, storage
 from des_core.config import ClusterConfig, Config
-from des_core.errors import ConfigError, DesError, UserError, WorkerError
-from des_core.run import Run
+from des_core.errors import (
+    ConfigError,
+    DeadlineError,
+    DesError,
+    KilledError,
+    OutOfMemoryError,
+    PeerLostError,
+    UserError,
+    WorkerError,
+    error_of,
+)
+from des_core.run import PROFILE, Run
 from des_core.secrets import hidden
 from k8s.jobs import Job, Jobs, State, connect, in_pod
 
@@ -48,13 +57,10 @@ LATE_S = 60.0
 """The operator ends a job at its deadline; this much later we do."""
 
 
-def launch(
-    role: Role, run: Run, resume: bool = False, profile: bool = False, module: str = "", jobs: Jobs | None = None
-) -> None:
+def launch(role: Role, run: Run, resume: bool = False, module: str = "", jobs: Jobs | None = None) -> None:
     """Run a role as one job of ``cluster.nodes`` pods until its result is in storage.
 
     Args:
-        profile: as ``environment.launch``.
         module: the workers' module, if not the role's own.
         jobs: the cluster; by default the one that this process is in.
 
@@ -66,7 +72,7 @@ def launch(
     config = run.config
     check(config)
     jobs = jobs or connect()
-    job = job_of(role, run, resume, profile, module)
+    job = job_of(role, run, resume, module)
     with told_to_end(), Progress(pace()) as progress:
         job_log = _JobLog(run, role, progress)
         try:
@@ -122,7 +128,7 @@ def image_of(config: Config) -> str:
     return image
 
 
-def job_of(role: Role, run: Run, resume: bool = False, profile: bool = False, module: str = "") -> Job:
+def job_of(role: Role, run: Run, resume: bool = False, module: str = "") -> Job:
     """What this role of a run asks of the cluster."""
     cluster = run.config.cluster
     cpus = float(cluster.cpu.removesuffix("m")) / (1000 if cluster.cpu.endswith("m") else 1)
@@ -135,10 +141,11 @@ def job_of(role: Role, run: Run, resume: bool = False, profile: bool = False, mo
         command=(
             *("torchrun", "-m", module or MODULES[role]),
             *("--config", run.path("inputs.json"), "--dataset", str(run.dataset)),
-            *["--profile"] * profile,
         ),
         flags=("--resume",) * resume,
-        env=dict.fromkeys(THREADS, threads) | {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"},
+        env=dict.fromkeys(THREADS, threads)
+        | {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+        | {name: value for name, value in os.environ.items() if name == PROFILE},
         nodes=cluster.nodes,
         nproc_per_node=cluster.nproc_per_node,
         cpu=cluster.cpu,
@@ -240,10 +247,10 @@ def _wait(jobs: Jobs, job: Job, cluster: ClusterConfig, job_log: _JobLog) -> Sta
         if waits and now - told >= TELL_S:
             told = now
             log.emit("waiting", job=job.name, why=waits, limit_s=round(_limit_s(state, cluster)))
-        exceeded = _limit_exceeded(job, state, cluster, spent_s)
+        exceeded = _limit_exceeded(job, state, cluster, spent_s, job_log.where)
         if exceeded:
             jobs.delete(job)
-            raise WorkerError(f"job {job.name} {exceeded}; {job_log.where}" if exceeded.startswith("ran") else exceeded)
+            raise DeadlineError(exceeded)
     raise WorkerError(f"job {job.name} is no longer watched; {job_log.where}")
 
 
@@ -283,7 +290,7 @@ def _waits(job: Job, state: State, spent_s: dict[str, float]) -> str:
     return f"{state.trouble}" if state.trouble else ""
 
 
-def _limit_exceeded(job: Job, state: State, cluster: ClusterConfig, spent_s: dict[str, float]) -> str:
+def _limit_exceeded(job: Job, state: State, cluster: ClusterConfig, spent_s: dict[str, float], where: str) -> str:
     """Why a job is not waited for any longer, or nothing."""
     limit_s, trouble = cluster.queue_timeout_s, state.trouble
     if state.phase == "queued" and spent_s["queued"] > limit_s:
@@ -299,53 +306,60 @@ def _limit_exceeded(job: Job, state: State, cluster: ClusterConfig, spent_s: dic
             "ask for less in [cluster] cpu, memory, gpus or nodes, or mend what it names"
         )
     if state.phase != "queued" and spent_s["active"] > cluster.deadline_s + LATE_S:
-        return f"ran for more than cluster.deadline_s = {cluster.deadline_s:g} and was deleted"
+        return f"job {job.name} ran for more than cluster.deadline_s = {cluster.deadline_s:g} and was deleted; {where}"
     return ""
 
 
 def _job_error(job: Job, state: State, cluster: ClusterConfig, job_log: _JobLog) -> DesError:
-    """The one line of a job that left no result: a user's mistake first, then the pod's end, then its last words."""
+    """The error of a job that left no result: a user's mistake first, then the pod's end, then its last words."""
     if state.phase == "succeeded":
         return WorkerError(
             f"job {job.name} succeeded, but left no {RESULTS[job_log.role][-1]} in {job_log.run.folder}; "
             "do this step and the job's pods mount the same storage.root?"
         )
     output = "\n".join([*(line for one in state.fallen for line in one.lines), *job_log.lines])
-    errors = [event for event in map(log.parse_event, output.splitlines()) if event.get("event") == "error"]
-    mistake = next((event for event in errors if event.get("code") == str(UserError.exit_code)), None)
+    events = [event for event in map(log.parse_event, output.splitlines()) if event.get("event") == "error"]
+    errors = [error_of(event.get("code", ""), event.get("message", "")) for event in events]
+    mistake = next((error for error in errors if isinstance(error, UserError)), None)
     if mistake:
-        return UserError(mistake["message"])
+        return mistake
     if state.phase == "deleted":
         return WorkerError(f"{state.said}; {job_log.where}")
-    if "deadline" in state.said.lower():
-        return WorkerError(
+    if state.past_deadline:
+        return DeadlineError(
             f"job {job.name} ran for more than cluster.deadline_s = {cluster.deadline_s:g} {job_log.where}"
         )
-    # One that has a name is the cause; others end because of it.
+    return _pod_error(state, errors, cluster, job_log.where) or _last_words(job, state, errors, output, job_log.where)
+
+
+def _pod_error(state: State, errors: list[DesError], cluster: ClusterConfig, where: str) -> DesError | None:
+    """The error that Kubernetes itself tells of, if it is the cause."""
+    # A pod whose end has a name is the cause; others end because of it.
     pod = next((one for one in state.fallen if one.reason not in ("Error", "Completed")), None)
     if pod and pod.reason == "OOMKilled":
-        return WorkerError(
-            f"pod {pod.pod} was killed (OOMKilled) {job_log.where}; "
+        return OutOfMemoryError(
+            f"pod {pod.pod} was killed (OOMKilled) {where}; "
             f"cluster.memory = {cluster.memory} was not enough: raise it, or use more workers"
         )
     if pod:
         said = ": ".join(filter(None, [pod.reason, pod.message]))
-        return WorkerError(f"pod {pod.pod} ended ({said[:300]}) {job_log.where}")
-    # Who lost a peer's connection tells of it too, and often sooner than the peer of its own end.
-    own = [event for event in errors if not re.search(r"gloo|has not answered|[Cc]onnection", event["message"])]
+        return WorkerError(f"pod {pod.pod} ended ({said[:300]}) {where}")
     killed = next((one for one in state.fallen if one.code == KILLED), None)
-    if killed and not own:
-        return WorkerError(f"pod {killed.pod} was killed (exit code {KILLED}) {job_log.where}")
-    told = {"code": 1, "message": (own or errors)[0]["message"]} if errors else None
-    error = launch_error(told, output, job_log.where)
-    last = next(
-        (f"{one.pod}: {line.strip()}" for one in state.fallen for line in reversed(one.lines) if line.strip()), ""
-    )
-    if not errors and last and re.search(r"without a word", str(error)):
-        return WorkerError(f"job {job.name} failed ({last[:300]}) {job_log.where}")
-    if not errors and not last:
-        return WorkerError(f"job {job.name} failed ({' '.join(state.said.split())[:300]}) {job_log.where}")
-    return error
+    if killed and all(isinstance(error, PeerLostError) for error in errors):
+        return KilledError(f"pod {killed.pod} was killed (exit code {KILLED}) {where}")
+    return None
+
+
+def _last_words(job: Job, state: State, errors: list[DesError], output: str, where: str) -> DesError:
+    """The error that the workers told of, else the last line of a pod, else what the operator says."""
+    # A worker that lost a peer often tells of it sooner than the peer tells of its own end.
+    cause = next((error for error in errors if not isinstance(error, PeerLostError)), errors[0] if errors else None)
+    error = launch_error({"code": cause.code, "message": str(cause)} if cause else None, output, where)
+    if error:
+        return error
+    lines = (f"{one.pod}: {line.strip()}" for one in state.fallen for line in reversed(one.lines) if line.strip())
+    last = next(lines, " ".join(state.said.split()))
+    return WorkerError(f"job {job.name} failed ({last[:300]}) {where}")
 
 
 def _let_go(jobs: Jobs, job: Job) -> None:

@@ -1,41 +1,46 @@
-"""One line that says why workers ended."""
+"""Why workers ended, as one error of one line."""
 
 from __future__ import annotations
 
 import re
 import signal
 
-from des_core.errors import DesError, UserError, WorkerError
+from des_core.errors import DesError, KilledError, UserError, WorkerError, error_of
 
 
-def launch_error(error: dict[str, object] | None, output: str, where: str) -> DesError:
-    """One line for a failed launch: the user's mistake first, then a killed worker, then a worker's own words.
+def launch_error(report: dict[str, object] | None, output: str, where: str) -> DesError | None:
+    """The error of a failed launch, or None if nobody has left a word of it.
+
+    The user's mistake comes first, then a killed worker, then what a worker reported, then its traceback.
 
     Args:
-        error: what a worker left in DES_ERROR_FILE.
+        report: code and message that a worker left.
         output: all that torchrun and the workers printed.
         where: where it happened, and what to do.
     """
-    if error and error["code"] == UserError.exit_code:
-        return UserError(str(error["message"]))
+    reported = error_of(str(report["code"]), str(report["message"])) if report else None
+    if isinstance(reported, UserError):
+        return reported
     killed = killed_worker(output)
     if killed:
         worker, name = killed
-        return WorkerError(
+        return KilledError(
             f"worker {worker} was killed ({name}{'; out of memory?' if name == 'SIGKILL' else ''}) {where}"
         )
-    if error:
-        return WorkerError(f"{error['message']} {where}")
-    # torch puts "[rank0]: " before the lines of a traceback once the workers have met.
+    if reported:
+        return type(reported)(f"{reported} {where}")
+    # A worker that fails before it can report, in an import, has left no more than its traceback. Once the workers
+    # have met, torch puts "[rank0]: " before each line.
     crash = re.search(r"^(?:\[rank(\d+)\]: )?(\w[\w.]*(?:Error|Exception)\b.*)$", output, re.MULTILINE)
     if crash:
         who = f"worker {crash[1]}" if crash[1] else "a worker"
         return WorkerError(f"{who} crashed ({crash[2][:200]}) {where}")
-    return WorkerError(f"the workers ended without a word {where}")
+    return None
 
 
 def killed_worker(output: str) -> tuple[int, str] | None:
     """Worker and signal that torchrun's summary of failures names; SIGTERM only where no other failure explains it."""
+    # torchrun writes no file about a worker that a signal ended, only this summary.
     found = re.findall(r"rank\s*:\s*(\d+)\s*\(local_rank:.*?exitcode\s*:\s*(-?\d+)", output, re.DOTALL)
     signals = [(int(worker), signal.Signals(-int(code)).name) for worker, code in found if int(code) < 0]
     # torchrun itself ends those that are left with SIGTERM.

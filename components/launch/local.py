@@ -25,6 +25,7 @@ from components.launch.failure import launch_error
 from components.launch.progress import Progress
 from components.launch.roles import LEAVE_S, LEAVING, MODULES, Role, log_file, pace
 from des_core import log, scratch, storage
+from des_core.errors import WorkerError
 from des_core.release.serve import cache
 from des_core.run import Run
 
@@ -32,7 +33,7 @@ GRACE_S = 5.0
 """Time for the others to end after a worker's failure; a frozen one never would."""
 
 
-def launch(role: Role, run: Run, resume: bool = False, profile: bool = False, module: str = "") -> None:
+def launch(role: Role, run: Run, resume: bool = False, module: str = "") -> None:
     """Run a role on ``train.workers`` local processes until they are done; raises as ``roles.launch``."""
     log_path = log_file(run, role)
     with (
@@ -45,7 +46,7 @@ def launch(role: Role, run: Run, resume: bool = False, profile: bool = False, mo
         # Not the run's own inputs.json: that names the place where the run began, and folders are moved.
         day = None if run.day is None else run.day.model_dump(mode="json")
         inputs.write_text(json.dumps({"config": run.config.recorded.model_dump(mode="json"), "day": day}), "utf-8")
-        command = _command(module or MODULES[role], run, inputs, [*["--resume"] * resume, *["--profile"] * profile])
+        command = _command(module or MODULES[role], run, inputs, ["--resume"] * resume)
         environment = worker_environment(run.config.train.workers)
         # torchrun's own temporary files go with the run.
         environment |= {"DES_ERROR_FILE": str(error_file), "TMPDIR": place, "DES_CACHE": cache.folder()}
@@ -66,9 +67,9 @@ def launch(role: Role, run: Run, resume: bool = False, profile: bool = False, mo
         resumable = storage.exists(storage.join(run.checkpoints, "last.json"))
         again = "des train -c FILE --resume" if run.day is None else f"des run -c FILE --as-of {run.day.as_of}"
         hint = f"go on with: {again}" if role == "train" and resumable else "start it again"
-        raise launch_error(
-            error, Path(log_path).read_text("utf-8", errors="replace"), f"at step {step}; see {log_path}; {hint}"
-        )
+        where = f"at step {step}; see {log_path}; {hint}"
+        output = Path(log_path).read_text("utf-8", errors="replace")
+        raise launch_error(error, output, where) or WorkerError(f"the workers ended without a message {where}")
 
 
 def _command(module: str, run: Run, inputs: Path, flags: list[str]) -> list[str]:

@@ -33,11 +33,10 @@ def log_file(run: Run, role: str) -> str:
     return os.path.join(folder, f"{role}.log")
 
 
-def launch(role: Role, run: Run, resume: bool = False, profile: bool = False, module: str = "") -> None:
+def launch(role: Role, run: Run, resume: bool = False, module: str = "") -> None:
     """Run a role on ``train.workers`` workers, where cluster.backend says, until they are done.
 
     Args:
-        profile: wait for the device after each phase of a step, so that its time is its own.
         module: the workers' module, if not the role's own.
 
     Raises:
@@ -46,8 +45,8 @@ def launch(role: Role, run: Run, resume: bool = False, profile: bool = False, mo
     if run.config.cluster.backend == "pytorchjob":
         from components.launch import cluster
 
-        cluster.launch(role, run, resume, profile, module)
+        cluster.launch(role, run, resume, module)
     else:
         from components.launch import local
 
-        local.launch(role, run, resume, profile, module)
+        local.launch(role, run, resume, module)

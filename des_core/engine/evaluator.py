@@ -77,7 +77,7 @@ def columns(dataset: Reference, split: str, names: list[str]) -> dict[str, Array
     return {name: table.column(name).to_numpy() for name in names}
 
 
-def evaluate(run: Run, peers: Collectives, resume: bool, exact: bool) -> None:
+def evaluate(run: Run, peers: Collectives, resume: bool) -> None:
     """Score valid and test with the trained weights; worker 0 writes report.json and predictions.parquet."""
     training = storage.read_json(run.path("training.json"))
     worker = Worker(run, peers)

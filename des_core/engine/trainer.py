@@ -31,7 +31,7 @@ from des_core.engine.exchange.collectives import WAYS, Collectives, entry
 from des_core.engine.exchange.plan import Link, Traffic, balances, home_edges
 from des_core.engine.weights import checkpoint
 from des_core.engine.worker import NotFinite, Ready, StepPause, Worker, main
-from des_core.errors import CheckpointError, DesError, UserError
+from des_core.errors import CheckpointError, DesError, NotFiniteError
 from des_core.run import Run
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -88,9 +88,9 @@ class TrainingState(Record):
 class Trainer:
     """Drives one worker through a run; every worker drives its own in step with the others."""
 
-    def __init__(self, run: Run, peers: Collectives, exact: bool = False) -> None:
+    def __init__(self, run: Run, peers: Collectives) -> None:
         self.run, self.peers = run, peers
-        self.worker = Worker(run, peers, exact)
+        self.worker = Worker(run, peers)
         extra = (TIME,) if run.config.table.idle_days else ()
         self.stream = self.worker.stream("train", extra, shuffle=run.config.train.shuffle)
         self.at = TrainingState()
@@ -232,7 +232,7 @@ class Trainer:
         try:
             loss = self.worker.step(ready, at.rate_scale)
         except NotFinite as error:
-            raise UserError(self._explained(error)) from None
+            raise NotFiniteError(self._explained(error)) from None
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         self._window.append(loss)
@@ -513,9 +513,9 @@ def find_checkpoint(run: Run, worker: Worker) -> Reference:
     raise CheckpointError(f"no checkpoint of this config and data under {root}; train without --resume")
 
 
-def train(run: Run, peers: Collectives, resume: bool, exact: bool) -> None:
+def train(run: Run, peers: Collectives, resume: bool) -> None:
     """The role of a training worker."""
-    trainer = Trainer(run, peers, exact)
+    trainer = Trainer(run, peers)
     # Where torchrun may start workers again, each start goes on from what there is.
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
     if resume or (restarts and checkpoint.last(run.checkpoints) is not None):

@@ -45,7 +45,7 @@ from des_core.engine.profile import Profile
 from des_core.engine.weights import checkpoint, index
 from des_core.engine.weights.optimizer import Decay, DenseRule, apply, state_width
 from des_core.engine.weights.table import StagedBatch, Table
-from des_core.errors import ConfigError, DesError, UserError, of_system
+from des_core.errors import ConfigError, DesError, NotFiniteError, PeerLostError, WorkerError, of_system
 from des_core.run import Day, Run, pin
 from des_core.secrets import hidden
 
@@ -56,7 +56,7 @@ NAMED = 5
 """Samples that a refusal names."""
 
 
-class NotFinite(UserError):
+class NotFinite(NotFiniteError):
     """A batch's loss is no number; ``positions`` are its culprits' places in the batch."""
 
     def __init__(self, loss: float, step: int, positions: Sequence[int]) -> None:
@@ -91,10 +91,9 @@ class Worker:
     Args:
         run: the pinned run.
         peers: the other workers.
-        exact: let a profile wait for the device after each phase.
     """
 
-    def __init__(self, run: Run, peers: Collectives, exact: bool = False) -> None:
+    def __init__(self, run: Run, peers: Collectives) -> None:
         config = run.config
         self.run, self.peers = run, peers
         self.dataset = Dataset.load(run.dataset)
@@ -109,7 +108,7 @@ class Worker:
         self.table = Table(width, zeros, config.run.seed, config.model.init, config.table, peers.device, self.dtype)
         self.decay = Decay()
         self.ownership = Ownership(self.dataset.row_fields, self.placement.owned(peers.rank))
-        self.profile = Profile(peers.device, lambda: peers.spent_s, exact)
+        self.profile = Profile(peers.device, lambda: peers.spent_s)
         self._fields_O = torch.tensor(self.ownership.indices, dtype=torch.int64, device=peers.device)
         self._sent = np.zeros(2)
         self.steps = 0
@@ -430,13 +429,12 @@ def device_of(config: Config) -> torch.device:
     return device
 
 
-def main(role: Callable[[Run, Collectives, bool, bool], None]) -> None:
+def main(role: Callable[[Run, Collectives, bool], None]) -> None:
     """Entry of a worker process under torchrun: do a role, or leave one line saying why not."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", required=True, help="inputs.json of the run")
     parser.add_argument("--dataset", required=True, help="reference of the data manifest")
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     rank = int(os.environ["RANK"])
     try:
@@ -448,7 +446,7 @@ def main(role: Callable[[Run, Collectives, bool, bool], None]) -> None:
         with heartbeat(partial(_lost, rank)), _reported(rank):
             peers = Collectives(device_of(config))
             _join(peers)
-            role(run, peers, arguments.resume, arguments.profile)
+            role(run, peers, arguments.resume)
             peers.close()
         # The launcher waits no longer than a while from here on.
         log.emit("leaving", worker=rank, to=sys.stdout)
@@ -473,13 +471,12 @@ def _reported(rank: int) -> Iterator[None]:
 def _failed(error: Exception, rank: int) -> int:
     """Tell of an error, one that nobody foresaw with its traceback; the exit code."""
     known = of_system(error) if isinstance(error, OSError) else error
-    if isinstance(known, DesError):
-        _report(known.exit_code, str(known), rank)
-        return known.exit_code
-    # In one piece, because other workers write to the same log.
-    os.write(sys.stderr.fileno(), hidden("".join(traceback.format_exception(error))).encode())
-    _report(1, f"worker {rank} crashed ({type(error).__name__}: {str(error)[:200]})", rank)
-    return 1
+    if not isinstance(known, DesError):
+        # In one piece, because other workers write to the same log.
+        os.write(sys.stderr.fileno(), hidden("".join(traceback.format_exception(error))).encode())
+        known = WorkerError(f"worker {rank} crashed ({type(error).__name__}: {str(error)[:200]})")
+    _report(known, rank)
+    return known.exit_code
 
 
 def _join(peers: Collectives) -> None:
@@ -492,21 +489,22 @@ def _join(peers: Collectives) -> None:
 def _lost(rank: int, peer: int, silent_s: float) -> None:
     """Say whose heart stopped, a peer's or the store's (-1), and leave at once: this process waits in a collective."""
     who = f"worker {peer}" if peer >= 0 else "the rendezvous store, beside worker 0,"
-    _report(1, f"{who} has not answered for {silent_s:.0f} s (killed, frozen or cut off)", rank)
+    _report(PeerLostError(f"{who} has not answered for {silent_s:.0f} s (killed, frozen or cut off)"), rank)
     os._exit(1)
 
 
-def _report(code: int, message: str, rank: int) -> None:
+def _report(error: DesError, rank: int) -> None:
     """Leave the failure for the launcher; the first worker to fail knows the cause best."""
+    message = " ".join(str(error).split())
     print(f"worker {rank}: {message}", file=sys.stderr, flush=True)
     path = os.environ.get("DES_ERROR_FILE")
     if not path:
         # From a pod the launcher has nothing but the log.
-        log.emit("error", code=code, worker=rank, message=" ".join(message.split()))
+        log.emit("error", code=error.code, worker=rank, message=message)
     else:
         partial_path = f"{path}.{rank}"
         with open(partial_path, "w", encoding="utf-8") as file:
-            json.dump({"code": code, "message": message, "worker": rank}, file)
+            json.dump({"code": error.code, "message": message, "worker": rank}, file)
         with contextlib.suppress(FileExistsError):
             os.link(partial_path, path)
         os.remove(partial_path)

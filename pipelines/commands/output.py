@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from des_core.errors import DesError
 from des_core.secrets import hidden
 from pipelines.commands import options
 
@@ -39,21 +40,21 @@ def show_step(name: str, done: Done, as_json: bool) -> None:
     answer(as_json, facts | page | done.numbers)
 
 
-def fail(as_json: bool, message: str, code: int) -> int:
+def fail(as_json: bool, error: DesError) -> int:
     """Print an error as one line without secrets, and return its exit code."""
-    line = hidden(" ".join(message.split()))
+    line = hidden(" ".join(str(error).split()))
     print(f"error: {line}", file=sys.stderr, flush=True)
-    answer(as_json, {"error": line, "code": code})
-    return code
+    answer(as_json, {"error": line, "code": error.code, "exit_code": error.exit_code})
+    return error.exit_code
 
 
-def crash_message(error: Exception) -> str:
-    """One line for an unexpected error, whose traceback goes to a file."""
+def crash(error: Exception) -> DesError:
+    """An unexpected error as one line; its traceback goes to a file."""
     folder = options.crash_folder if os.path.isdir(options.crash_folder) else tempfile.gettempdir()
     path = os.path.join(folder, "crash.log")
     message = f"unexpected {type(error).__name__}: {str(error)[:300]}"
     try:
         Path(path).write_text(hidden(traceback.format_exc()), encoding="utf-8")
     except OSError as second:
-        return f"{message}; its traceback could not be written ({second.strerror})"
-    return f"{message}; the full traceback is in {path}"
+        return DesError(f"{message}; its traceback could not be written ({second.strerror})")
+    return DesError(f"{message}; the full traceback is in {path}")

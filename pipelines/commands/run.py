@@ -55,19 +55,19 @@ def run(
 
 def _run_once(config: Config, day: str) -> dict[str, Any]:
     """The result of a run on whole logs (no day) or of a day."""
-    from components import stages
+    from components import finished
     from pipelines import local, summary
 
-    known = stages.settled(config, day)
+    known = finished.finished_run(config, day)
     if known is not None:
         return summary.of_run(known, unchanged=True)
     done = local.run(config, day, summary.step_teller(sys.stdout))
     if "register" not in done:
         return {"name": config.run.name, "as_of": day, "verdict": "absent", "reasons": [done["resolve"]["what"]]}
-    finished = stages.settled(config, day)
-    if finished is None:
+    run = finished.finished_run(config, day)
+    if run is None:
         raise DesError(
             f"all steps of {config.run.name} are done, but its results are not found under {config.storage.root}; "
             "were they changed meanwhile? Start it again"
         )
-    return summary.of_run(finished, unchanged=done["register"]["unchanged"] == "True")
+    return summary.of_run(run, unchanged=done["register"]["unchanged"] == "True")

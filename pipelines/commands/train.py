@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -19,10 +20,12 @@ def train(
 ) -> None:
     """Train on the feature store, with local workers."""
     from components import stages
-    from des_core.run import pin
+    from des_core.run import PROFILE, pin
 
     run = pin(load(config, set_))
-    done = stages.train(run, resume, profile)
+    if profile:
+        os.environ[PROFILE] = "1"
+    done = stages.train(run, resume)
     if profile:
         from des_core.release.report import profile as pages
         from pipelines import summary

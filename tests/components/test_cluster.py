@@ -20,7 +20,15 @@ from components.launch.roles import launch as launch_anywhere
 from des_core import storage
 from des_core.config import StorageConfig, load_config
 from des_core.data.store import features
-from des_core.errors import ConfigError, DesError, UserError, WorkerError
+from des_core.errors import (
+    ConfigError,
+    DeadlineError,
+    DesError,
+    KilledError,
+    NotFiniteError,
+    OutOfMemoryError,
+    WorkerError,
+)
 from des_core.run import Run, pin
 from k8s.jobs import Job, State
 from k8s.pods import Fallen, Trouble
@@ -154,13 +162,16 @@ SUMMARY = ("  rank      : 1 (local_rank: 0)", "  exitcode  : -9 (pid: 11)")
     ("state", "kind", "pattern"),
     [
         (
-            State("failed", fallen=(fell("Error", "event=error code=2 worker=1 message='loss is nan; lower it'"),)),
-            UserError,
+            State(
+                "failed",
+                fallen=(fell("Error", "event=error code=not-finite worker=1 message='loss is nan; lower it'"),),
+            ),
+            NotFiniteError,
             r"loss is nan; lower it",
         ),
         (
             State("failed", fallen=(fell("Error", "last words"), fell("OOMKilled", code=137))),
-            WorkerError,
+            OutOfMemoryError,
             r"pod shop-worker-1 was killed \(OOMKilled\) at step 7; .*cluster.memory = 4Gi was not enough.*",
         ),
         (
@@ -168,14 +179,16 @@ SUMMARY = ("  rank      : 1 (local_rank: 0)", "  exitcode  : -9 (pid: 11)")
             WorkerError,
             r"pod shop-worker-1 ended \(Evicted: The node was low on resource: memory\) at step 7; see .*",
         ),
-        (State("failed", fallen=(fell("Error", *SUMMARY),)), WorkerError, r"worker 1 was killed \(SIGKILL.*"),
+        (State("failed", fallen=(fell("Error", *SUMMARY),)), KilledError, r"worker 1 was killed \(SIGKILL.*"),
         (
             State("failed", fallen=(fell("Error", "Traceback ...", "RuntimeError: nobody foresaw this"),)),
             WorkerError,
             r"a worker crashed \(RuntimeError: nobody foresaw this\) at step 7; .*",
         ),
         (
-            State("failed", fallen=(fell("Error", "event=error code=1 worker=1 message='worker 1 crashed (X: y)'"),)),
+            State(
+                "failed", fallen=(fell("Error", "event=error code=worker worker=1 message='worker 1 crashed (X: y)'"),)
+            ),
             WorkerError,
             r"worker 1 crashed \(X: y\) at step 7; see .*train.log; .*",
         ),
@@ -183,8 +196,8 @@ SUMMARY = ("  rank      : 1 (local_rank: 0)", "  exitcode  : -9 (pid: 11)")
             State(
                 "failed",
                 fallen=(
-                    fell("Error", "event=error code=1 worker=0 message='worker 0 crashed (X: gloo: reset by peer)'"),
-                    fell("Error", "event=error code=1 worker=1 message='worker 1 crashed (MemoryError: )'"),
+                    fell("Error", "event=error code=peer-lost worker=0 message='the connection broke'"),
+                    fell("Error", "event=error code=worker worker=1 message='worker 1 crashed (MemoryError: )'"),
                 ),
             ),
             WorkerError,
@@ -198,7 +211,7 @@ SUMMARY = ("  rank      : 1 (local_rank: 0)", "  exitcode  : -9 (pid: 11)")
         (State("failed", "JobFailed: no word"), WorkerError, r"job shop-\w+ failed \(JobFailed: no word\) .*"),
         (
             State("failed", "DeadlineExceeded: active longer than specified deadline"),
-            WorkerError,
+            DeadlineError,
             r"job shop-\w+ ran for more than cluster.deadline_s = 86400 at step 7; .*",
         ),
         (State("deleted", "job x was deleted"), WorkerError, r"job x was deleted; at step 7; .*start it again"),

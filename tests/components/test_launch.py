@@ -19,7 +19,7 @@ from components.launch.environment import cpu_quota, worker_environment
 from components.launch.failure import killed_worker, launch_error
 from components.launch.roles import launch
 from des_core import storage
-from des_core.errors import DesError, UserError, WorkerError
+from des_core.errors import CheckpointError, DesError, KilledError, PeerLostError, WorkerError
 from des_core.run import Run
 from tests.finished import finished_run
 
@@ -81,14 +81,18 @@ def test_workers_get_their_arguments_and_threads_and_their_events_are_shown(
 @pytest.mark.parametrize(
     ("behaviour", "kind", "pattern"),
     [
-        ("mistaken", UserError, r"checkpoint was written for factors=16; set model.factors = 16"),
+        ("mistaken", CheckpointError, r"checkpoint was written for factors=16; set model.factors = 16"),
         (
             "killed",
-            WorkerError,
+            KilledError,
             r"worker 1 was killed \(SIGKILL; out of memory\?\) at step 7; see .*train.log; "
             r"go on with: des train -c FILE --resume",
         ),
-        ("frozen", WorkerError, r"worker 1 has not answered for \d s \(killed, frozen or cut off\) at step 0; see .*"),
+        (
+            "frozen",
+            PeerLostError,
+            r"worker 1 has not answered for \d s \(killed, frozen or cut off\) at step 0; see .*",
+        ),
         (
             "crashed",
             WorkerError,
@@ -234,7 +238,7 @@ Root Cause (first observed failure):
     crashed = summary.replace("-11", "1")
     assert killed_worker(crashed) is None, "the one left over was ended by torchrun"
     # What the others say of a killed peer is a consequence; a mistake of the user's is a cause.
-    lost = {"code": 1, "message": "worker 3 has not answered", "worker": 0}
+    lost = {"code": "peer-lost", "message": "worker 3 has not answered", "worker": 0}
     assert str(launch_error(lost, summary, "here")) == "worker 3 was killed (SIGSEGV) here"
-    assert str(launch_error(lost | {"code": 2}, summary, "here")) == "worker 3 has not answered"
-    assert str(launch_error(None, "", "here")) == "the workers ended without a word here"
+    assert str(launch_error(lost | {"code": "checkpoint"}, summary, "here")) == "worker 3 has not answered"
+    assert launch_error(None, "", "here") is None

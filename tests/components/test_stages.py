@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from components import stages, step_runtime
+from components import finished, stages, step_runtime
 from des_core import storage
 from des_core.config import Config
 from des_core.contracts import Dataset
@@ -71,16 +71,16 @@ def test_bad_rows_are_told(tmp_path: Path) -> None:
 
 def test_only_the_very_same_logs_and_config_count_as_ingested(tmp_path: Path) -> None:
     config = many_logs(tmp_path)
-    assert not stages._ingested(config)
+    assert not finished.is_ingested(config)
     features.ingest(config)
-    assert stages._ingested(config)
-    assert not stages._ingested(many_logs(tmp_path, "fields=[{name='user'}]"))
+    assert finished.is_ingested(config)
+    assert not finished.is_ingested(many_logs(tmp_path, "fields=[{name='user'}]"))
     with open(tmp_path / "logs.csv", "a") as file:
         file.write("1,u1,a,1\n")
-    assert not stages._ingested(config)
+    assert not finished.is_ingested(config)
     (tmp_path / "logs.csv").unlink()
     with pytest.raises(DataError, match="no such file"):
-        stages._ingested(config)
+        finished.is_ingested(config)
 
 
 def test_a_trained_run_is_not_trained_again(tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ def test_the_gate_is_told_with_its_first_reason_and_the_verdict_has_all(tmp_path
 
 def test_a_run_that_is_not_registered_is_not_settled(tmp_path: Path) -> None:
     config = many_logs(tmp_path)
-    assert stages.settled(config) is None
+    assert finished.finished_run(config) is None
     features.ingest(config)
-    assert stages.settled(config) is None
+    assert finished.finished_run(config) is None
     assert Dataset.load(features.ingest(config)).rows("train") == 160
 
 
@@ -150,7 +150,7 @@ def test_two_names_share_a_folder_and_keep_their_features(tmp_path: Path) -> Non
     second = many_logs(tmp_path, "run.name=other", f"source.path={tmp_path}/other.csv")
     assert second.storage.root == first.storage.root
     assert stages.ingest(second).reference != reference
-    assert stages._ingested(first) and stages._ingested(second)
+    assert finished.is_ingested(first) and finished.is_ingested(second)
     assert stages.ingest(first).unchanged
 
 

@@ -13,7 +13,7 @@ from components import step_runtime, steps
 from components.stages import Done
 from des_core import log, storage
 from des_core.config import Config
-from des_core.errors import DataError, StorageError
+from des_core.errors import DataError, DesError, StorageError
 from des_core.recurring import lease
 from des_core.run import Run
 from tests.finished import config_of, finished_run
@@ -74,7 +74,7 @@ def failed(
 
 @pytest.mark.parametrize(("error", "code"), [(DataError("logs.csv: no such file"), 2), (StorageError("it changed"), 1)])
 def test_a_known_error_is_one_line_and_its_code(
-    tmp_path: Path, error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, error: DesError, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = config_of(tmp_path)
     found, output = failed(tmp_path, config, error, capsys)
@@ -82,7 +82,7 @@ def test_a_known_error_is_one_line_and_its_code(
     assert output.splitlines()[-1] == f"error: {error}"
     assert "Traceback" not in output
     left = storage.read_json(step_runtime.status_uri(config, "me"))["error"]
-    assert left == {"step": "ingest", "code": code, "message": str(error)}
+    assert left == {"step": "ingest", "code": error.code, "message": str(error)}
 
 
 def test_an_unknown_error_keeps_its_traceback_for_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

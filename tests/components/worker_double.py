@@ -25,7 +25,7 @@ def done() -> None:
 
 def mistaken() -> None:
     if RANK == 1:
-        leave(2, "checkpoint was written for factors=16; set model.factors = 16")
+        leave("checkpoint", "checkpoint was written for factors=16; set model.factors = 16")
         sys.exit(2)
     time.sleep(60)
 
@@ -67,7 +67,7 @@ def staying() -> None:
     time.sleep(60)
 
 
-def leave(code: int, message: str) -> None:
+def leave(code: str, message: str) -> None:
     path = Path(os.environ["DES_ERROR_FILE"])
     partial = path.with_suffix(f".{RANK}")
     partial.write_text(json.dumps({"code": code, "message": message, "worker": RANK}))

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from des_core import __version__, storage
+from des_core.errors import error_classes
 from pipelines import cli, summary
 from pipelines.commands import options
 from tests.finished import config_of, finished_run
@@ -39,6 +40,7 @@ COMMANDS = [
     "day",
     "schedule",
 ]
+CODES = {each.code for each in error_classes()}
 GROUPS = {"day": ["list", "accept"], "schedule": ["create", "list", "pause", "resume", "delete"]}
 WITHOUT_CONFIG = ["generate", "schedule list", "schedule pause", "schedule resume", "schedule delete"]
 
@@ -68,7 +70,9 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str, code: int = 2) -> s
     assert err.count("\n") == 1
     found, out, again = des(capsys, *words, "--json")
     assert (found, again) == (code, err)
-    assert json.loads(out.splitlines()[-1]) == {"error": err.removeprefix("error: ").rstrip("\n"), "code": code}
+    answer = json.loads(out.splitlines()[-1])
+    assert answer.pop("code") in CODES
+    assert answer == {"error": err.removeprefix("error: ").rstrip("\n"), "exit_code": code}
     return err
 
 
@@ -169,7 +173,7 @@ def test_ctrl_c_is_one_line_and_code_130(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert (process.returncode, err) == (130, "error: interrupted\n")
-    assert json.loads(out.splitlines()[-1]) == {"error": "interrupted", "code": 130}
+    assert json.loads(out.splitlines()[-1]) == {"error": "interrupted", "code": "interrupted", "exit_code": 130}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -187,7 +191,7 @@ def test_a_run_that_a_signal_ends_says_how_to_go_on(tmp_path: Path, number: sign
     assert first.startswith("event=done")
     line = "interrupted; the same command goes on from what is done"
     assert (process.returncode, err.splitlines()[-1]) == (code, f"error: {line}")
-    assert json.loads(out.splitlines()[-1]) == {"error": line, "code": code}
+    assert json.loads(out.splitlines()[-1]) == {"error": line, "code": "interrupted", "exit_code": code}
 
 
 def test_a_locale_without_our_letters_is_no_error(tmp_path: Path, toml: str) -> None:

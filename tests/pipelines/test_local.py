@@ -24,7 +24,7 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
 
-from components import stages
+from components import finished, stages
 from des_core import log, storage
 from des_core.config import StorageConfig, load_config
 from des_core.contracts import FILE, LABEL, ROW, Dataset, Reference
@@ -290,7 +290,7 @@ def registered_run(folder: Path, *overrides: str) -> Run:
 def test_a_flipped_bit_in_a_result_is_never_unchanged(folder: Path, first: Ended, name: str) -> None:
     """Each file is named with its digest by the one that was written after it, up to the registry's tags."""
     run = registered_run(folder)
-    assert stages.settled(run.config) is not None
+    assert finished.finished_run(run.config) is not None
     root = folder / "runs/small"
     paths = list(root.glob(name)) if "/" in name else [Path(run.path(name))]
     if name == "checkpoint":
@@ -306,19 +306,19 @@ def test_a_flipped_bit_in_a_result_is_never_unchanged(folder: Path, first: Ended
             data[place] ^= 1 << (place % 8)
             path.write_bytes(data)
             try:
-                assert stages.settled(run.config) is None, (path, place)
+                assert finished.finished_run(run.config) is None, (path, place)
             except DesError as error:
                 assert path.name in str(error), (path, place, error)
             finally:
                 path.write_bytes(whole)
         path.write_bytes(b"")
         try:
-            assert stages.settled(run.config) is None, f"{path} was empty"
+            assert finished.finished_run(run.config) is None, f"{path} was empty"
         except DesError as error:
             assert path.name in str(error)
         finally:
             path.write_bytes(whole)
-    assert stages.settled(run.config) is not None
+    assert finished.finished_run(run.config) is not None
 
 
 def test_damaged_predictions_are_made_again(folder: Path, first: Ended) -> None:
@@ -329,14 +329,14 @@ def test_damaged_predictions_are_made_again(folder: Path, first: Ended) -> None:
     assert not stages.evaluate(run).unchanged
     assert path.read_bytes() == whole
     assert stages.gate(run).unchanged and stages.register(run).unchanged
-    assert stages.settled(run.config) is not None
+    assert finished.finished_run(run.config) is not None
 
 
 def test_other_bounds_judge_the_same_model_again(folder: Path, first: Ended) -> None:
     """Nothing is trained or scored anew; the version is the same, with the new verdict."""
     before = registered_run(folder)
     strict = registered_run(folder, "gate.min_auc=0.999")
-    assert strict.key == before.key and stages.settled(strict.config) is None
+    assert strict.key == before.key and finished.finished_run(strict.config) is None
     trained = Path(before.path("training.json")).stat().st_mtime_ns
     for overrides, verdict, aliases in (
         (("gate.min_auc=0.999",), "reject", ["candidate", "champion"]),
@@ -349,7 +349,7 @@ def test_other_bounds_judge_the_same_model_again(folder: Path, first: Ended) -> 
         done = stages.register(run)
         assert (done.numbers["version"], done.numbers["aliases"]) == (1, aliases)
         assert done.numbers["accepted"] == (verdict == "accept")
-        assert stages.settled(run.config) is not None
+        assert finished.finished_run(run.config) is not None
         assert stages.gate(run).unchanged and stages.register(run).unchanged
         with registry._client(run.config.registry.tracking_uri) as client:
             tags = client.get_model_version("small", "1").tags
@@ -502,7 +502,7 @@ def test_a_step_that_fails_stops_the_run_with_its_own_line_and_code(folder: Path
     )
     assert ended.code == 2
     assert re.fullmatch(r"error: .*none/\{day\}.csv.*\n", ended.error)
-    assert ended.answer["code"] == 2
+    assert ended.answer["exit_code"] == 2
     assert (folder / "runs/broken/run.log").exists()
     assert not (folder / "runs/broken/features").exists()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from components import stages
+from components import finished, stages
 from des_core import storage
 from des_core.config import Config, load_config
 from des_core.contracts import Reference
@@ -68,5 +68,5 @@ def test_two_days_on_s3(bucket: str, tmp_path: Path) -> None:
     assert {"checkpoints", "days", "features", "runs", "report.html"} <= set(storage.list_folder(f"{bucket}/des"))
     local = {path.name for path in (tmp_path / "runs").iterdir()}
     assert local <= {"mlflow.db", "artifacts", "train.log", "evaluate.log"}, local
-    again = stages.settled(config, DAYS[1])
+    again = finished.finished_run(config, DAYS[1])
     assert again is not None and again.key == second.key

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from components import stages
+from components import finished, stages
 from des_core.config import Config, load_config
 from des_core.errors import DataError, UserError
 from des_core.recurring import daily
@@ -62,13 +62,13 @@ def test_a_day_with_unusable_logs_does_not_stop_later_ones(
         assert list(held) == [DAYS[1]] and reason in held[DAYS[1]].reasons[0]
     run = daily.pin_day(config, DAYS[2], parts)
     assert run.day is not None and run.day.left_out == (DAYS[1],)
-    assert stages._known_day(config, DAYS[2]) == run, "the same again is known"
+    assert finished.known_day(config, DAYS[2]) == run, "the same again is known"
     with pytest.raises(UserError, match=rf"{DAYS[1]} cannot be accepted, .*; repair its logs"):
         daily.accept(config, DAYS[1])
     with pytest.raises(DataError, match=rf"{DAYS[1]} is in quarantine until its logs are repaired: .*{reason}"):
         stages.day_parts(config, DAYS[1])
     write(tmp_path, DAYS[1])
-    assert stages._known_day(config, DAYS[2]) is None, "repaired logs are something new"
+    assert finished.known_day(config, DAYS[2]) is None, "repaired logs are something new"
     assert sorted(stages.day_parts(config, DAYS[2])) == list(DAYS)
     assert not daily.held_days(config)
 

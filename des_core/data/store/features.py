@@ -18,9 +18,10 @@ from des_core.data.read import synthetic
 from des_core.data.read.paths import DAY, as_list, days_of_paths, files_of
 from des_core.data.read.sources import check_source, source_of
 from des_core.data.store.dataset import earlier_days, remove_stale, write_dataset
+from des_core.data.store.digests import Digests
 from des_core.data.store.encoding import encode, fields_of, specs_of
 from des_core.data.store.ingestion import Ingestion, Job
-from des_core.data.store.parts import PartManifest
+from des_core.data.store.parts import PartManifest, current_part
 from des_core.data.store.splits import order_of
 from des_core.errors import DataError, UnusableLogsError
 
@@ -119,6 +120,19 @@ def ingest_days(
                 raise
             unusable(job.part, error)
     return dict(sorted(parts.items()))
+
+
+def current_parts(config: Config, files: Mapping[str, Sequence[str]]) -> dict[str, PartManifest] | None:
+    """The parts that are made of these raw files as they are now, or None if one is missing or of other files."""
+    source, digests = source_of(config), Digests(config.storage.root)
+    sides = digests.of(join.path for join in source.join)
+    parts: dict[str, PartManifest] = {}
+    for name, paths in files.items():
+        part = current_part(config.features_root, name, config.features_digest, (*digests.of(paths), *sides))
+        if part is None:
+            return None
+        parts[name] = part
+    return parts
 
 
 def _newest_first(jobs: Sequence[Job]) -> list[Job]:

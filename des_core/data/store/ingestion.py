@@ -35,7 +35,7 @@ from des_core.data.read.sources import Chunk, read
 from des_core.data.store.dataset import earlier_days, settled_forms, stored_dataset
 from des_core.data.store.digests import Digests
 from des_core.data.store.encoding import encode_checked, fields_of, specs_of
-from des_core.data.store.parts import PartManifest, manifest_uri, whole_part, write_rows
+from des_core.data.store.parts import PartManifest, current_part, manifest_uri, write_rows
 from des_core.data.store.sketches import Sketching
 from des_core.data.store.sorting import Sorter
 from des_core.data.store.splits import likely_train_rows, order_of
@@ -82,12 +82,8 @@ class Ingestion:
         if not job.part:
             dataset = stored_dataset(self.root)
             names = list(dataset.parts) if dataset is not None and dataset.spec == self.spec else []
-        there = {name: whole_part(self.root, name) for name in names}
-        known = {
-            name: part
-            for name, part in there.items()
-            if part is not None and part.spec == self.spec and part.sources == sources
-        }
+        there = {name: current_part(self.root, name, self.spec, sources) for name in names}
+        known = {name: part for name, part in there.items() if part is not None}
         if not known or len(known) != len(names):
             with _scratch(self.root, job.part or "days") as folder:
                 known = self._make(job, sources, folder)

@@ -88,6 +88,12 @@ def whole_part(root: str, name: str) -> PartManifest | None:
     return manifest
 
 
+def current_part(root: str, name: str, spec: str, sources: tuple[str, ...]) -> PartManifest | None:
+    """A part's manifest if the part is whole, and made by this spec of files with these digests."""
+    manifest = whole_part(root, name)
+    return manifest if manifest is not None and (manifest.spec, manifest.sources) == (spec, sources) else None
+
+
 class _Digested:
     """A file that knows the sha256 of what was written to it."""
 

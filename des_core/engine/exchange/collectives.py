@@ -26,6 +26,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
+from des_core.errors import PeerLostError
+
 PIECE_BYTES = 1 << 19
 """A message on the way is cut into pieces of this size."""
 LINK_NUMBERS = 1 << 18
@@ -68,6 +70,16 @@ def entry(line: str, way: str) -> str:
     return f"{line}/{way}"
 
 
+@contextmanager
+def _connected() -> Iterator[None]:
+    """Tell a connection that broke apart from other failures: another worker's end is its cause."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PeerLostError(f"the connection to another worker broke ({reason})") from error
+
+
 class Collectives:
     """This worker's place among its peers, and what it may ask of them."""
 
@@ -94,7 +106,8 @@ class Collectives:
         workers would be taken for written too early.
         """
         arrived = torch.zeros(1, device=self.device)
-        dist.all_reduce(arrived)
+        with _connected():
+            dist.all_reduce(arrived)
         arrived.item()
 
     @contextmanager
@@ -122,10 +135,11 @@ class Collectives:
         to = [size * width for size in sizes]
         come = [size * width for size in receive]
         flat, here = sent.contiguous().view(torch.uint8), received.view(torch.uint8)
-        if self.device.type == "cuda":
-            dist.all_to_all_single(here, flat, come, to)
-        else:
-            self._swap(list(flat.split(to)), list(here.split(come)))
+        with _connected():
+            if self.device.type == "cuda":
+                dist.all_to_all_single(here, flat, come, to)
+            else:
+                self._swap(list(flat.split(to)), list(here.split(come)))
         seconds = time.perf_counter() - start
         self.spent_s += seconds
         counted: dict[str, float] = defaultdict(float)
@@ -153,7 +167,8 @@ class Collectives:
         flat = torch.cat([part.reshape(-1) for part in parts.values()])
         start = time.perf_counter()
         if self.workers > 1:
-            dist.all_reduce(flat)
+            with _connected():
+                dist.all_reduce(flat)
         seconds = time.perf_counter() - start
         self.spent_s += seconds
         share = 2 * (self.workers - 1) / self.workers * flat.element_size()
