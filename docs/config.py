@@ -25,22 +25,36 @@ two keys that contradict each other are one clear line and exit code 2. This pag
 - `${NAME}` in any text is the environment variable of that name; one that is not set is an error.
 - A relative path counts from the folder of its TOML. In `--set`, on the command line, after a variable, and in the
   default `runs/NAME`, it counts from the current directory.
+- Keys that hardly anybody sets stand apart, at the end.
 - A key that the chosen model or format does not read is accepted, so one file serves `--set model.name=` of any model.
 """
 
 
-def sections(model: type[BaseModel], about: str = "", title: str = "") -> Iterator[str]:
-    """The Markdown of a table's keys, then of the tables under it."""
-    rows, below = [], []
+EXPERT = """
+## Expert keys
+
+They have good values by themselves. Set one to repeat an experiment, or where a measurement of your own says so.
+
+| key | value | default | what it does |
+|---|---|---|---|"""
+
+
+def sections(expert: list[str], model: type[BaseModel], about: str = "", title: str = "") -> Iterator[str]:
+    """The Markdown of a table's keys, then of the tables under it; rows of expert keys go to ``expert``."""
+    rows: list[str] = []
+    below = []
     for name, field in model.model_fields.items():
         inner = table_of(field.annotation)
         path = f"{title}.{name}" if title else name
         if inner is None:
-            cells = (f"`{name}`", kind(field), default(field), str(field.description))
-            rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+            apart = bool(isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("expert"))
+            cells = (f"`{path if apart else name}`", kind(field), default(field), str(field.description))
+            (expert if apart else rows).append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
         else:
             many = typing.get_origin(field.annotation) is tuple
-            below.append(sections(inner, field.description or inner.__doc__ or "", f"[[{path}]]" if many else path))
+            below.append(
+                sections(expert, inner, field.description or inner.__doc__ or "", f"[[{path}]]" if many else path)
+            )
     if rows:
         heading = title if title.startswith("[") else f"[{title}]"
         yield f"\n## `{heading}`\n\n{about}\n\n| key | value | default | what it does |\n|---|---|---|---|"
@@ -92,7 +106,8 @@ def default(field: FieldInfo) -> str:
 
 def page() -> str:
     """config.md."""
-    return HEAD + "\n".join(sections(Config)) + "\n"
+    expert: list[str] = []
+    return HEAD + "\n".join([*sections(expert, Config), EXPERT, *expert]) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A config is right as a whole, or refused in one line that names the file, the key, the value and the fix."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -402,3 +403,22 @@ def test_a_folder_that_mlflow_would_misread_is_refused_before_anything_is_done(b
     assert "MLflow reads such a % as an escape; choose another folder" in fault(base, override)
     assert load_config(base, ("run.dir=/data/50% off",)).run.dir == "/data/50% off"
     assert load_config(base, ("storage.root=s3://bucket/a%20b",)).storage.root == "s3://bucket/a%20b"
+
+
+def test_the_old_name_of_early_stop_means_the_new_one(base: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    old = load_config(base, ("train.early_stop=auc",))
+    assert "key=train.early_stop old=auc new=metric" in capfd.readouterr().err
+    assert old.train.early_stop == "metric"
+    assert old.digest == load_config(base).digest
+    assert parse_config(old.model_dump_json()) == old
+    assert "old=" not in capfd.readouterr().err, "what is written has the new name"
+
+
+def test_expert_keys_are_listed_apart() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "config.md").read_text(encoding="utf-8")
+    common, _, expert = page.partition("## Expert keys")
+    keys = re.findall(r"^\| `(\w+\.\w+)` \|", expert, re.M)
+    assert {"table.admit_probability", "table.budget_keeps", "train.upper", "train.lanes"} <= set(keys)
+    assert {"train.bandwidth_mbps", "train.latency_us"} <= set(keys)
+    for key in keys:
+        assert f"| `{key.partition('.')[2]}` |" not in common.partition("## `[table]`")[0].partition("## `[train]`")[2]

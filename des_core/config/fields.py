@@ -15,27 +15,38 @@ class FieldConfig(Section):
     """One input of the model, made from one column of the log."""
 
     name: str = Field(min_length=1, description="Name of the field.")
-    column: str = Field("", description="Column of the log; empty means the field's name.")
+    column: str = Field("", description="Column of the log; empty: the field's name.")
     kind: Literal["categorical", "multi", "numeric"] = Field(
-        "categorical", description="One value, a list of values, or a number. Never guessed from the values."
+        "categorical", description="One value, a list of values, or a number; it is never guessed from the values."
     )
-    separator: str = Field("|", min_length=1, description="Between the values of a multi field.")
-    weight: str = Field("", description="Column with the value's weight (multi: a list, same separator).")
+    separator: str = Field("|", min_length=1, description="multi: character between the values.")
+    weight: str = Field(
+        "", description="Column with the weight of the value; multi: a list of weights with the same separator."
+    )
     pooling: Literal["sum", "mean", "sqrtn"] = Field(
-        "sum", description="How the values of a multi field add up: sum, or divided by n or sqrt(n)."
+        "sum",
+        description="multi: how the rows of the n values are combined: their sum, or that divided by n or by sqrt(n).",
     )
     transform: Literal["", "log1p", "standard", "bucket"] = Field(
-        "", description="numeric: sign(x) log(1+|x|), zero mean and unit variance, or one of 32 quantile buckets."
+        "",
+        description="numeric: how the number is changed: sign(x) log(1+|x|), to zero mean and unit variance, "
+        "or to one of 32 quantile buckets.",
     )
     derive: str = Field(
-        "", description="hour, weekday or year of a time, or regex:PATTERN (its first group, or all it finds)."
+        "",
+        description="Value made from the column: hour, weekday or year of a time, or regex:PATTERN (its "
+        "first group; multi: all matches).",
     )
     form: Literal["", "text", "whole", "number", "boolean"] = Field(
-        "", description="What the values are; empty: settled by the first values that are ingested."
+        "", description="Type that the values are brought to; empty: decided by the first values that are ingested."
     )
-    table: str = Field("", description="Rows are shared by fields that name the same table; empty: own rows.")
+    table: str = Field(
+        "", description="Fields that name the same table share its rows; empty: a table of the field's own."
+    )
     input: Literal["rows", "dense"] = Field(
-        "rows", description="numeric: scales a row of its own, or goes into the dense layers as it is (missing: 0)."
+        "rows",
+        description="numeric: the number scales a row of its own, or goes into the dense layers as it is (0 "
+        "where it is missing).",
     )
 
     @model_validator(mode="after")

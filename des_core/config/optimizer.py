@@ -13,22 +13,26 @@ class OptimizerConfig(Section):
     """An update rule."""
 
     name: Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl", "group_ftrl"] = Field(
-        "adam", description="The rule; rowwise_adagrad and the ftrl rules are for rows."
+        "adam", description="Update rule; rowwise_adagrad, ftrl and group_ftrl are for rows only."
     )
-    learning_rate: Positive = Field(0.001, description="Step size.")
+    learning_rate: Positive = Field(0.001, description="Learning rate.")
     l2: NonNegative = Field(
-        0.0, description="Gradient + l2 w (coupled); for rows on touched rows. ftrl: of its closed form."
+        0.0,
+        description="L2 regularisation: adds l2 times the weight to its gradient, of rows only in steps that "
+        "look them up; ftrl, group_ftrl: the l2 of their closed form.",
     )
-    l1: NonNegative = Field(0.0, description="ftrl, group_ftrl: pulls single weights to zero.")
-    group_l1: NonNegative = Field(0.0, description="group_ftrl: pulls whole rows to zero.")
+    l1: NonNegative = Field(0.0, description="ftrl, group_ftrl: L1 regularisation, which sets single weights to zero.")
+    group_l1: NonNegative = Field(0.0, description="group_ftrl: group lasso, which sets whole rows to zero.")
     ftrl_beta: NonNegative = Field(
-        1.0, description="ftrl, group_ftrl: beta of the learning rate alpha/(beta + sqrt n)."
+        1.0, description="ftrl, group_ftrl: beta in the rate alpha / (beta + sqrt(n)) of each weight."
     )
-    weight_decay: NonNegative = Field(0.0, description="adamw: decoupled, w - lr weight_decay w.")
-    beta1: float = Field(0.9, ge=0, lt=1, description="adam, adamw.")
-    beta2: float = Field(0.999, ge=0, lt=1, description="adam, adamw.")
+    weight_decay: NonNegative = Field(
+        0.0, description="adamw: decoupled weight decay; a step takes learning rate times this share off each weight."
+    )
+    beta1: float = Field(0.9, ge=0, lt=1, description="adam, adamw: decay rate of the moment.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="adam, adamw: decay rate of the moment.")
     eps: Positive = Field(
-        1e-8, description="adagrad, adam, adamw: added to the root in the denominator, so that it is never zero."
+        1e-8, description="adagrad, rowwise_adagrad, adam, adamw: added to the denominator, so that it is never zero."
     )
 
     @model_validator(mode="after")
@@ -47,7 +51,7 @@ class OptimizerConfig(Section):
 class RowOptimizerConfig(OptimizerConfig):
     """Rows are met rarely, each by few samples of a batch: their steps are longer."""
 
-    learning_rate: Positive = Field(0.01, description="Step size.")
+    learning_rate: Positive = Field(0.01, description="Learning rate.")
 
 
 class OptimizersConfig(Section):

@@ -13,27 +13,35 @@ class RunConfig(Section):
     name: str = Field(
         pattern=r"^[a-z][a-z0-9-]*$", max_length=63, description="Name of the run, its folder and the registered model."
     )
-    seed: int = Field(0, ge=0, description="Seed of shuffles, first values, dropout and synthetic logs.")
+    seed: int = Field(
+        0, ge=0, description="Seed of every random choice: order of samples, first values, dropout, synthetic logs."
+    )
     dir: str = Field(
-        "", description="Folder of the run; empty: runs/NAME in the current directory, on a cluster storage.root."
+        "", description="Folder of the run; empty: runs/NAME in the current directory, or storage.root on a cluster."
     )
 
 
 class StorageConfig(Section):
     """Where features, checkpoints and reports live."""
 
-    root: str = Field("", description="A folder or s3://, gs:// address; empty means run.dir.")
+    root: str = Field(
+        "", description="Folder, or address like s3://bucket/folder or gs://bucket/folder; empty: run.dir."
+    )
 
 
 class RegistryConfig(Section):
     """Where models are registered."""
 
-    tracking_uri: str = Field("", description="MLflow tracking address; empty: SQLite mlflow.db in run.dir.")
+    tracking_uri: str = Field(
+        "", description="Address of the MLflow tracking server; empty: SQLite file mlflow.db in run.dir."
+    )
     wait_s: NonNegative = Field(
-        0.0, description="Seconds to wait for an MLflow that does not answer yet; 0: 300 in a pod, 10 elsewhere."
+        0.0, description="Seconds to wait for an MLflow server that does not answer yet; 0: 300 in a pod, 10 elsewhere."
     )
     embed_limit: int = Field(
-        2 << 30, ge=0, description="Bytes of weights above which the model refers to storage.root instead."
+        2 << 30,
+        ge=0,
+        description="Bytes of weights up to which a model holds its own copy; a larger one refers to storage.root.",
     )
 
 
@@ -41,5 +49,7 @@ class NotifyConfig(Section):
     """Who is told of a run's end."""
 
     webhook: str = Field(
-        "", description="Address that a JSON of the outcome is posted to; empty: DES_WEBHOOK, or none."
+        "",
+        description="Address to which the outcome of a run is posted as JSON; empty: the variable "
+        "DES_WEBHOOK, or nowhere.",
     )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Positive = Annotated[float, Field(gt=0)]
 
 
 NonNegative = Annotated[float, Field(ge=0)]
+
+
+EXPERT: dict[str, JsonValue] = {"expert": True}
+"""Marks a key that hardly anybody sets: the documentation lists it apart."""
 
 
 class Section(BaseModel):

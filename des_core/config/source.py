@@ -16,50 +16,57 @@ from des_core.config.section import Section
 class JoinConfig(Section):
     """A side table joined to every record of the log (left join; unmatched records get missing values)."""
 
-    path: str = Field(description="CSV with a header, or Parquet; read whole into memory.")
-    on: str = Field(description="Column present in both; its values must be unique in the side table.")
-    columns: tuple[str, ...] = Field((), description="Columns to take; empty means all.")
+    path: str = Field(description="Side table: CSV with a header line, or Parquet; it is read whole into memory.")
+    on: str = Field(description="Column that both tables have; its values must be unique in the side table.")
+    columns: tuple[str, ...] = Field((), description="Columns to take from the side table; empty: all.")
 
 
 class SourceConfig(Section):
     """The raw logs."""
 
     format: Literal["csv", "criteo", "libsvm", "parquet", "synthetic"] = Field(
-        "csv", description="Form of the raw logs; gzip and zstd are recognised by their endings."
+        "csv", description="File format of the raw logs; gzip and zstd are recognised by the files' endings."
     )
     path: str | tuple[str, ...] = Field(
-        (), description="A file, glob, folder or list of them; may hold {day}, a date like 2026-01-31."
+        (), description="File, glob pattern, folder, or a list of these; {day} in it stands for a date like 2026-01-31."
     )
-    train: str | tuple[str, ...] = Field((), description="Instead of path: the logs to train on.")
+    train: str | tuple[str, ...] = Field((), description="Logs to train on; give either these or path.")
     valid: str | tuple[str, ...] = Field(
-        (), description="With train: the logs to validate on; without it, a seeded share of train."
+        (), description="Logs to validate on, beside train; empty: a seeded share of train."
     )
-    test: str | tuple[str, ...] = Field((), description="With train: the logs to test on.")
-    delimiter: str = Field(",", min_length=1, max_length=1, description="Between columns (csv).")
+    test: str | tuple[str, ...] = Field((), description="Logs to test on, beside train.")
+    delimiter: str = Field(",", min_length=1, max_length=1, description="csv: character between the columns.")
     quoting: Literal["minimal", "none"] = Field(
         "minimal",
-        description='What a double quote at the beginning of a value means (csv). "minimal": the value goes on to the '
+        description='csv: what a double quote at the beginning of a value means. "minimal": the value goes on to the '
         'closing quote, over delimiters and line ends. "none": it is a letter like any other, as in most tab-separated '
         "logs.",
     )
     header: bool | tuple[str, ...] = Field(
-        True, description="Whether the first line names the columns, or a list of names for files without one."
+        True, description="Whether the first line names the columns; for files without such a line, the list of names."
     )
-    missing: tuple[str, ...] = Field(("", "NA"), description="Texts that mean: no value.")
-    timezone: str = Field("UTC", description="Of days, hours, weekdays and of times that name no zone.")
+    missing: tuple[str, ...] = Field(("", "NA"), description="Texts that stand for a missing value.")
+    timezone: str = Field("UTC", description="Time zone of days, hours and weekdays, and of times that name no zone.")
     label: str = Field("label", description="Column with the label.")
-    positive: str = Field("", description='Makes a 0/1 label by comparison, e.g. ">= 4"; empty: it is 0 or 1 already.')
-    task: Literal["click", "rating"] = Field("click", description="Click: log loss; rating: squared error.")
-    ready: str = Field(
-        "", description='Marker of a day whose logs are complete, e.g. "logs/{day}/_SUCCESS"; empty: logs are enough.'
+    positive: str = Field(
+        "", description='Comparison that makes the label 1, like ">= 4"; empty: the label is 0 or 1 already.'
     )
-    time: str = Field("", description="Column with the event's time: unix seconds or ISO 8601.")
-    group: str = Field("", description="Column of the groups of GAUC, usually the user.")
+    task: Literal["click", "rating"] = Field(
+        "click", description="Loss that is minimised: log loss of a click, or squared error of a rating."
+    )
+    ready: str = Field(
+        "", description='File that marks the logs of a day as complete, like "logs/{day}/_SUCCESS"; empty: none.'
+    )
+    time: str = Field("", description="Column with the time of the event, in Unix seconds or ISO 8601.")
+    group: str = Field("", description="Column whose values are the groups of GAUC, usually the user.")
     join: tuple[JoinConfig, ...] = Field((), description="Side tables joined to the log.")
-    days: int = Field(3, ge=1, le=366, description="synthetic: days of logs, from 2026-01-01.")
-    rows_per_day: int = Field(20_000, ge=1, description="synthetic: rows of each day.")
+    days: int = Field(3, ge=1, le=366, description="synthetic: number of days of logs, the first being 2026-01-01.")
+    rows_per_day: int = Field(20_000, ge=1, description="synthetic: number of rows of each day.")
     max_bad_share: float = Field(
-        0.01, ge=0, le=1, description="Share of bad rows above which ingestion fails; others are quarantined."
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of bad rows above which ingestion fails; up to it they are put into a file of their own.",
     )
 
     @field_validator("positive")
@@ -96,12 +103,16 @@ class SplitConfig(Section):
     """How rows are divided; ignored for parts that files are given for."""
 
     by: Literal["", "time", "random", "day"] = Field(
-        "", description="Empty: time where source.time is set, else random."
+        "", description="How rows are divided; empty: by time where source.time is set, else at random."
     )
     valid: float | str | tuple[str, ...] = Field(
-        0.1, description="A share of the rows; by day: a number of days (default 1) or dates. Before test in time."
+        0.1,
+        description="Share of the rows to validate on; by day: a number of days (default 1) or dates. In "
+        "time they come before test.",
     )
-    test: float | str | tuple[str, ...] = Field(0.1, description="As valid; the last rows or days in time.")
+    test: float | str | tuple[str, ...] = Field(
+        0.1, description="Share of the rows, or days, to test on, as valid; the last ones in time."
+    )
 
     @model_validator(mode="before")
     @classmethod

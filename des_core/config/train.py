@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from des_core.config.section import NonNegative, Section
+from des_core import log
+from des_core.config.section import EXPERT, NonNegative, Section
 
 STEERING = ("batch", "shuffle", "early_stop", "lr_drop", "precision", "payload", "lanes")
 """Keys of [train] that decide the weights at each step."""
@@ -15,32 +16,72 @@ STEERING = ("batch", "shuffle", "early_stop", "lr_drop", "precision", "payload",
 class TrainConfig(Section):
     """How it is trained."""
 
-    workers: int = Field(1, ge=1, description="Processes the model is spread over.")
+    workers: int = Field(1, ge=1, description="Worker processes over which the model is spread.")
     batch: int = Field(1024, ge=1, description="Samples per step over all workers: the global batch.")
-    epochs: int = Field(5, ge=1, description="Passes over the train part, at most: see early_stop.")
+    epochs: int = Field(5, ge=1, description="Passes over the train part, at most; early_stop may end sooner.")
     max_steps: int = Field(0, ge=0, description="Stop after this many steps; 0: no limit.")
-    shuffle: bool = Field(True, description="A new seeded order each epoch; false: the stored order.")
-    early_stop: Literal["auc", "none"] = Field("auc", description="What decides patience, lr_drop and keep = best.")
+    shuffle: bool = Field(
+        True, description="Train on the samples of each epoch in a new seeded order; false: in the stored order."
+    )
+    early_stop: Literal["metric", "none"] = Field(
+        "metric",
+        description="The valid part's metric, AUC for clicks and RMSE for ratings, decides when training stops, when "
+        "learning rates drop and which epoch is best; none: nothing does.",
+    )
     patience: int = Field(2, ge=1, description="Stop after this many epochs in a row without a better valid metric.")
     lr_drop: float = Field(
-        1.0, gt=0, le=1, description="Factor of both learning rates after an epoch without a better valid metric."
+        1.0,
+        gt=0,
+        le=1,
+        description="Multiply both learning rates by this after an epoch without a better valid metric.",
     )
-    keep: Literal["best", "last"] = Field("best", description="The epoch whose weights are evaluated.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one.")
-    precision: Literal["fp32", "fp64"] = Field("fp32", description="Of rows, activations and payloads.")
+    keep: Literal["best", "last"] = Field("best", description="The epoch whose weights are evaluated and registered.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the workers compute; auto: on GPUs where there are any."
+    )
+    precision: Literal["fp32", "fp64"] = Field("fp32", description="Floating-point type of rows, activations and sums.")
     exchange: Literal["auto", "sum", "gather", "rows"] = Field(
-        "auto", description="How partial results meet; auto: each operator's, chosen jointly as the cheapest plan."
+        "auto",
+        description="How partial results reach the home of their samples; auto: for each operator what is cheapest "
+        "for all of them together.",
     )
     upper: Literal["auto", "home", "replicated"] = Field(
-        "auto", description="What follows a total runs at each sample's home, or for all samples on every worker."
+        "auto",
+        description="Where the layers above the totals run: at each sample's home, or for all samples on every worker.",
+        json_schema_extra=EXPERT,
     )
     payload: Literal["full", "bf16"] = Field(
-        "full", description="Numbers of partial results on the wire: as computed, or 16 bits (summed in fp32)."
+        "full", description="How partial results travel: as they are computed, or in 16 bits (summed in fp32)."
     )
     bandwidth_mbps: NonNegative = Field(
-        0.0, description="Of each worker's link, for the plan; 0: measured when training starts."
+        0.0,
+        description="Bandwidth of each worker's link in Mbit/s that the plan reckons with; 0: measured when training "
+        "starts.",
+        json_schema_extra=EXPERT,
     )
-    latency_us: NonNegative = Field(0.0, description="Of one collective, for the plan; read if bandwidth_mbps is set.")
-    lanes: int = Field(64, ge=1, description="Fixed pieces of the batch that key dropout, whatever the workers.")
-    checkpoint_steps: int = Field(0, ge=0, description="A checkpoint every so many steps; 0: each epoch only.")
-    worker_memory_mb: int = Field(0, ge=0, description="Most row memory per worker that placement allows; 0: any.")
+    latency_us: NonNegative = Field(
+        0.0,
+        description="Latency of a collective in microseconds that the plan reckons with, if bandwidth_mbps is set.",
+        json_schema_extra=EXPERT,
+    )
+    lanes: int = Field(
+        64,
+        ge=1,
+        description="Fixed pieces of the batch, each with random numbers of its own for dropout, whatever the number "
+        "of workers.",
+        json_schema_extra=EXPERT,
+    )
+    checkpoint_steps: int = Field(
+        0, ge=0, description="Write a checkpoint every so many steps; 0: at the end of each epoch only."
+    )
+    worker_memory_mb: int = Field(
+        0, ge=0, description="Most MiB of rows that the placement gives to one worker; 0: no limit."
+    )
+
+    @field_validator("early_stop", mode="before")
+    @classmethod
+    def _old_name(cls, value: object) -> object:
+        if value != "auc":
+            return value
+        log.emit("renamed", key="train.early_stop", old="auc", new="metric")
+        return "metric"
