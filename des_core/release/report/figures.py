@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 380.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 14.0, 36.0
@@ -113,10 +114,11 @@ class Canvas:
             f'<circle class="one-dot" cx="{middle:.1f}" cy="{y:.1f}" r="5"/>'
         )
 
-    def svg(self) -> str:
+    def svg(self) -> Markup:
         """The whole figure."""
         inside = "".join(self._parts)
-        return f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{escape(self._label)}">{inside}</svg>'
+        label = escape(self._label)
+        return Markup(f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{label}">{inside}</svg>')
 
     def _draw_axes(self) -> None:
         bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
@@ -140,7 +142,7 @@ def _steps(points: Sequence[Point]) -> Axis:
     return Axis(0.0 if first <= last / 5 else first, last, "step", short)
 
 
-def loss_curve(history: Sequence[dict[str, float]]) -> str:
+def loss_curve(history: Sequence[dict[str, float]]) -> Markup:
     """Mean training loss over steps."""
     points = [(point["step"], point["loss"]) for point in history]
     steps = _steps(points)
@@ -152,7 +154,7 @@ def loss_curve(history: Sequence[dict[str, float]]) -> str:
     return canvas.svg()
 
 
-def epoch_curve(epochs: Sequence[dict[str, float]], key: str, name: str) -> str:
+def epoch_curve(epochs: Sequence[dict[str, float]], key: str, name: str) -> Markup:
     """The valid metric at each epoch's end, the best one marked."""
     points = [(float(epoch["epoch"]), float(epoch[key])) for epoch in epochs]
     best = max(points, key=lambda point: point[1] if key == "auc" else -point[1])
@@ -167,7 +169,7 @@ def epoch_curve(epochs: Sequence[dict[str, float]], key: str, name: str) -> str:
 
 def roc_curve(
     points: Sequence[Sequence[float]], auc: float, champion: Sequence[Sequence[float]] = (), champion_auc: float = 0.0
-) -> str:
+) -> Markup:
     """True against false positive rate, with the diagonal of chance and the champion's curve on the same rows."""
     share = Axis(0.0, 1.0, "false positive rate", lambda value: f"{value:g}")
     label = f"ROC curve, AUC {auc:.4f}" + (f", champion {champion_auc:.4f}" if champion else "")
@@ -183,7 +185,7 @@ def roc_curve(
     return canvas.svg()
 
 
-def calibration_plot(bins: Sequence[dict[str, float]], name: str, champion: Sequence[dict[str, float]] = ()) -> str:
+def calibration_plot(bins: Sequence[dict[str, float]], name: str, champion: Sequence[dict[str, float]] = ()) -> Markup:
     """Mean label against mean prediction of each bin, with the diagonal of a perfect fit and the champion's line."""
     values = [bin_[key] for bin_ in (*bins, *champion) for key in ("predicted", "observed")]
     low, high = min(0.0, *values), max(values) * 1.06 or 1.0
@@ -201,7 +203,7 @@ def calibration_plot(bins: Sequence[dict[str, float]], name: str, champion: Sequ
     return canvas.svg()
 
 
-def day_curve(days: Sequence[tuple[str, float]], name: str) -> str:
+def day_curve(days: Sequence[tuple[str, float]], name: str) -> Markup:
     """A metric by day, the last one named."""
     points = [(float(number), value) for number, (_, value) in enumerate(days)]
 
@@ -219,7 +221,7 @@ def day_curve(days: Sequence[tuple[str, float]], name: str) -> str:
     return canvas.svg()
 
 
-def differences(lines: Sequence[tuple[str, float, float, float]], bound: float | None, name: str) -> str:
+def differences(lines: Sequence[tuple[str, float, float, float]], bound: float | None, name: str) -> Markup:
     """Intervals of differences to other versions ``(name, difference, low, high)``, with zero and the bound."""
     marks = [0.0, *(value for line in lines for value in line[1:])] + ([] if bound is None else [bound])
     across = axis(marks, f"difference of {name}", lambda value: _signed(value, "+g"), 0.12)
@@ -239,20 +241,20 @@ def _signed(value: float, form: str) -> str:
     return format(value, form).replace("-", "\u2212") if abs(value) > 1e-12 else "0"
 
 
-def difference_bar(difference: float | None, low: float | None, reach: float) -> str:
+def difference_bar(difference: float | None, low: float | None, reach: float) -> Markup:
     """A small line from the lower bound of a difference to the difference, about zero in the middle."""
     if difference is None:
-        return ""
+        return Markup()
     value, least = (60 + 55 * number / reach for number in (difference, difference if low is None else low))
     style = "one" if difference >= 0 else "bad"
-    return (
+    return Markup(
         '<svg class="small" viewBox="0 0 120 14" aria-hidden="true"><line class="base" x1="60" x2="60" y1="0" y2="14"/>'
         f'<polyline class="{style}" points="{least:.1f},7 {value:.1f},7"/>'
         f'<circle class="{style}-dot" cx="{value:.1f}" cy="7" r="3.5"/></svg>'
     )
 
 
-def score_curves(clicks: Sequence[float], others: Sequence[float], high: float) -> str:
+def score_curves(clicks: Sequence[float], others: Sequence[float], high: float) -> Markup:
     """Share of the clicked and of the other samples by predicted probability, in bins of one width up to ``high``."""
     top = max(*clicks, *others) * 1.15 or 1.0
     percent = Axis(0.0, top, "", lambda value: f"{100 * value:.0f} %")
@@ -265,7 +267,7 @@ def score_curves(clicks: Sequence[float], others: Sequence[float], high: float) 
     return canvas.svg()
 
 
-def table_curve(table: Sequence[dict[str, float]]) -> str:
+def table_curve(table: Sequence[dict[str, float]]) -> Markup:
     """Rows of all workers' tables over steps."""
     points = [(point["step"], point["rows"]) for point in table]
     steps = _steps(points)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
+from markupsafe import Markup
+
 from des_core import storage
-from des_core.release.report.markup import Html, figure, lead, page, section, soft, table
+from des_core.release.report.markup import page, parts
 from des_core.run import Run
 
 ABOUT = {
@@ -32,18 +33,17 @@ def write(run: Run) -> tuple[dict[str, float], str]:
     training = storage.read_json(run.path("training.json"))
     phases = {phase: training["profile"][phase] for phase in ABOUT}
     name = run.config.run.name
-    head = f"<header><h1>{escape(name)}: one training step</h1></header>"
-    text = page(f"{name}: one step", (head, steps(training)))
+    text = page(f"{name}: one step", (parts.title(f"{name}: one training step"), steps(training)))
     storage.write_bytes(run.path("profile.html"), text.encode())
     return phases, run.path("profile.html")
 
 
-def steps(training: dict[str, Any]) -> Html:
+def steps(training: dict[str, Any]) -> Markup:
     """The section about a step's phases; empty where none were measured."""
     measured = training.get("profile") or {}
     phases = {phase: float(measured[phase]) for phase in ABOUT if phase in measured}
     if not any(phases.values()):
-        return Html("")
+        return Markup()
     step_ms = sum(ms for phase, ms in phases.items() if phase not in PREFETCH)
     stall = phases.get("stall", 0.0) / step_ms if step_ms else 0.0
     told = (
@@ -51,27 +51,29 @@ def steps(training: dict[str, Any]) -> Html:
         f"{100 * stall:.1f} % of it waiting for input; {training['samples_per_s']:,.0f} samples/s over all workers."
     )
     rows = [
-        [phase, soft(ABOUT[phase]), "prefetch thread" if phase in PREFETCH else "step", f"{ms:.3f}"]
+        [phase, parts.soft(ABOUT[phase]), "prefetch thread" if phase in PREFETCH else "step", f"{ms:.3f}"]
         for phase, ms in phases.items()
     ]
     columns = [("phase", ""), ("what", "about"), ("runs in", "together"), ("ms per step", "number")]
-    drawn = figure("Milliseconds by phase", "light bars run in the prefetch thread, under the others", picture(phases))
-    inside = Html(f'<div class="pair">{drawn}{table("Phases of a step", columns, rows)}</div>')
-    return section("One step", lead(told), inside)
+    drawn = parts.figure(
+        "Milliseconds by phase", "light bars run in the prefetch thread, under the others", picture(phases)
+    )
+    inside = parts.pair(drawn, parts.table("Phases of a step", columns, rows))
+    return parts.section("One step", parts.lead(told), inside)
 
 
-def picture(phases: dict[str, float]) -> str:
+def picture(phases: dict[str, float]) -> Markup:
     """A bar per phase, SVG."""
     most = max(phases.values()) or 1.0
-    parts = []
+    drawn = []
     for number, (phase, ms) in enumerate(phases.items()):
         y, length = number * (BAR + GAP) + 4, (WIDTH - LEFT - RIGHT) * ms / most
         style = "two" if phase in PREFETCH else "one"
-        parts.append(
+        drawn.append(
             f'<text x="{LEFT - 8}" y="{y + 11}" text-anchor="end">{phase}</text>'
             f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2" fill="var(--{style})"/>'
             f'<text class="note" x="{LEFT + length + 6:.1f}" y="{y + 11}">{ms:.2f}</text>'
         )
     height = len(phases) * (BAR + GAP) + 4
     spoken = "milliseconds by phase: " + ", ".join(f"{phase} {ms:.2f}" for phase, ms in phases.items())
-    return f'<svg viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-label="{spoken}">{"".join(parts)}</svg>'
+    return Markup(f'<svg viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-label="{spoken}">{"".join(drawn)}</svg>')

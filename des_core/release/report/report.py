@@ -7,15 +7,13 @@ after each step. No script, no request to anywhere; figures are inline SVG.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from html import escape
 from typing import Any, NamedTuple
 
 from des_core import storage
 from des_core.contracts import Dataset
 from des_core.release.report import figures, profile, training_sections, verdict_sections
-from des_core.release.report.markup import Html, count, number, page, section
+from des_core.release.report.markup import number, page, parts
 from des_core.run import Day, Run
 
 Document = dict[str, Any]
@@ -63,7 +61,7 @@ def page_of(found: RunResults) -> str:
     return page(
         f"{name}: {verdict_sections.title(verdict)}",
         (
-            _heading(report, as_of),
+            parts.heading(report, as_of),
             verdict_sections.decision(verdict, found.version, as_of),
             _tiles(report, verdict, rows_name),
             _day(day, report) if day else "",
@@ -80,7 +78,12 @@ def page_of(found: RunResults) -> str:
             training_sections.workers(report),
             training_sections.tables(report),
             training_sections.data(report, found.dataset, tail=day is not None),
-            _footer(report, found.config),
+            parts.footer(
+                json.dumps(found.config, indent=1, ensure_ascii=False),
+                report["run"]["key"],
+                report["dataset"].get("reference", ""),
+                report["run"]["config_digest"],
+            ),
         ),
     )
 
@@ -89,17 +92,7 @@ def _document(run: Run, name: str) -> Document | None:
     return storage.read_json(run.path(name)) if storage.exists(run.path(name)) else None
 
 
-def _heading(report: Document, as_of: str) -> str:
-    told = (
-        f"{report['model']['name']} &middot; {count(report['workers'], 'worker')} &middot; "
-        f"{count(report['steps'], 'step')} &middot; {report['trained_samples']:,} samples trained &middot; "
-        f"run {report['run']['key'][:12]}"
-    )
-    day = f" <span>{escape(as_of)}</span>" if as_of else ""
-    return f"<header><h1>{escape(report['run']['name'])}{day}</h1><p>{told}</p></header>"
-
-
-def _tiles(report: Document, verdict: Document | None, rows_name: str) -> str:
+def _tiles(report: Document, verdict: Document | None, rows_name: str) -> Any:
     """The numbers that people look for first."""
     tiles: list[tuple[str, str, str]] = []
     for key, name, meaning in verdict_sections.METRICS:
@@ -108,14 +101,10 @@ def _tiles(report: Document, verdict: Document | None, rows_name: str) -> str:
             tiles.append((shown, number(report[key]), verdict_sections.beside(report, verdict, key) or meaning))
     peak = f"samples/s, {report['peak_rss_mb']:,.0f} MB at most"
     tiles.append(("speed", figures.short(report["samples_per_s"]), peak))
-    drawn = "".join(
-        f'<div class="tile"><dt>{escape(name)}</dt><dd><b>{value}</b><small>{escape(aside)}</small></dd></div>'
-        for name, value, aside in tiles
-    )
-    return f'<dl class="tiles">{drawn}</dl>'
+    return parts.tiles(tiles)
 
 
-def _day(day: Day, report: Document) -> Html:
+def _day(day: Day, report: Document) -> Any:
     """What a day's run went on from, and what it trained on."""
     window = sorted(day.days)
     facts: list[tuple[str, str]] = [
@@ -127,23 +116,9 @@ def _day(day: Day, report: Document) -> Html:
         facts.append(("parent's cut", _moment(day.trained_through)))
     facts.append(("cut: trained through, tail from", _moment(day.cut)))
     facts.append(("left out", ", ".join(day.left_out) or "no day"))
-    lines = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts)
-    fresh: Sequence[str] = report.get("fresh") or ()
-    if fresh:
-        told = "<br>".join(escape(line) for line in fresh)
-        lines += f'<div class="across"><dt>starts fresh</dt><dd>{told}</dd></div>'
-    return section("The day", f'<dl class="facts">{lines}</dl>')
+    return parts.section("The day", parts.facts(facts, report.get("fresh") or ()))
 
 
 def _moment(micros: int) -> str:
     """Event time in UTC, to the second."""
     return datetime.fromtimestamp(micros // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _footer(report: Document, config: Document) -> str:
-    text = escape(json.dumps(config, indent=1, ensure_ascii=False))
-    return (
-        f'<details><summary>Config of this run</summary><pre tabindex="0">{text}</pre></details>'
-        f"<footer>run {report['run']['key']}<br>data {escape(str(report['dataset'].get('reference', '')))}<br>"
-        f"config {report['run']['config_digest']}</footer>"
-    )

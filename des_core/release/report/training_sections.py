@@ -8,24 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from markupsafe import Markup
 
 from des_core import metrics, storage
 from des_core.contracts import Dataset
 from des_core.release.report import figures
-from des_core.release.report.markup import (
-    Html,
-    bar,
-    bytes_text,
-    count,
-    cut,
-    figure,
-    lead,
-    section,
-    share,
-    soft,
-    table,
-    under,
-)
+from des_core.release.report.markup import bytes_text, count, cut, parts
 from des_core.run import Run
 
 TOP_VALUES = 3
@@ -78,7 +66,7 @@ def _predictions(uri: str) -> pa.Table:
     return pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
 
 
-def curves(report: Document, rows_name: str, drawn: Scores | None, first: Html) -> Html:
+def curves(report: Document, rows_name: str, drawn: Scores | None, first: Markup) -> Markup:
     """How it learned, how it ranks, how honest its probabilities are, how the table grew.
 
     Args:
@@ -92,69 +80,70 @@ def curves(report: Document, rows_name: str, drawn: Scores | None, first: Html) 
     loss, what = ("mean squared error", "label") if rating else ("mean log loss", "click rate")
     epochs = [epoch for epoch in report.get("epochs") or [] if epoch.get(key) is not None]
     champion = drawn is not None and bool(drawn.champion_roc)
-    parts: list[Html] = []
+    drawings: list[Markup] = []
     if first:
-        parts.append(figure(f"{name} beside other versions", "difference on the same rows, 95 % interval", first))
+        drawings.append(
+            parts.figure(f"{name} beside other versions", "difference on the same rows, 95 % interval", first)
+        )
     if report.get("roc"):
         lines = figures.roc_curve(
             report["roc"], report["auc"], *((drawn.champion_roc, drawn.champion_auc) if drawn and champion else ())
         )
-        parts.append(figure(f"ROC, {rows_name}", "true positives found, by false positives", lines))
+        drawings.append(parts.figure(f"ROC, {rows_name}", "true positives found, by false positives", lines))
     if report.get("calibration_bins"):
         under_it = f"observed {what} of equally large bins; dashed: perfect"
         lines = figures.calibration_plot(report["calibration_bins"], what, drawn.champion_bins if drawn else ())
-        parts.append(figure(f"Calibration, {rows_name}", under_it, lines))
+        drawings.append(parts.figure(f"Calibration, {rows_name}", under_it, lines))
     if drawn:
         lines = figures.score_curves(drawn.clicked, drawn.others, drawn.high)
-        parts.append(figure(f"Scores, {rows_name}", "share of clicked and of other samples", lines))
+        drawings.append(parts.figure(f"Scores, {rows_name}", "share of clicked and of other samples", lines))
     if report.get("history"):
         lines = figures.loss_curve(report["history"])
-        parts.append(figure("Training loss", f"{loss} of the samples since the last point", lines))
+        drawings.append(parts.figure("Training loss", f"{loss} of the samples since the last point", lines))
     if epochs:
-        parts.append(figure(f"Valid {name}", "at the end of each epoch", figures.epoch_curve(epochs, key, name)))
+        drawings.append(
+            parts.figure(f"Valid {name}", "at the end of each epoch", figures.epoch_curve(epochs, key, name))
+        )
     if report.get("table"):
-        parts.append(figure("Table", "rows born so far, all workers", figures.table_curve(report["table"])))
-    return section("Figures", f'<div class="figures">{"".join(parts)}</div>') if parts else Html("")
+        drawings.append(parts.figure("Table", "rows born so far, all workers", figures.table_curve(report["table"])))
+    return parts.section("Figures", parts.figures(drawings)) if drawings else Markup()
 
 
-def network(report: Document) -> Html:
+def network(report: Document) -> Markup:
     """Bytes of each line of the ledger: what the plan predicted and what was counted."""
     ledger = report.get("exchange") or {}
     if not ledger:
-        return Html("")
+        return Markup()
     most = max(line[f"{kind}_bytes_per_step"] for line in ledger.values() for kind in ("predicted", "counted"))
     if not most:
         told = "One worker sends nothing to others." if report["workers"] == 1 else "Nothing was sent."
-        return section("Network", lead(told))
+        return parts.section("Network", parts.lead(told))
     rows = []
     for name, line in sorted(ledger.items(), key=lambda item: -item[1]["predicted_bytes_per_step"]):
         predicted, counted = line["predicted_bytes_per_step"], line["counted_bytes_per_step"]
-        bars = Html(bar(predicted / most, "predicted") + bar(counted / most))
+        bars = parts.bar(predicted / most, "predicted") + parts.bar(counted / most)
         ratio = f"{counted / predicted:.3f}" if predicted else "\u2013"
         ways = [
             bytes_text(line[way]["counted_bytes_per_step"]) if way in line else "" for way in ("forward", "backward")
         ]
         cells = [bytes_text(predicted), bytes_text(counted), ratio, *ways, f"{line.get('ms_per_step', 0):.2f}"]
-        rows.append([under(name, line["kind"]), bars, *cells])
-    told = Html(
-        "Sent by each worker to others per step, both ways, mean over steps and workers. "
-        '<span class="together"><i class="key predicted"></i>predicted</span> '
-        '<span class="together"><i class="key"></i>counted</span>'
-    )
+        rows.append([parts.under(name, line["kind"]), bars, *cells])
     names = ("predicted", "counted", "ratio", "forward", "backward", "ms")
     columns = [("exchange", "words"), ("", "bars"), *((name, "number") for name in names)]
-    return section("Network", lead(told), table("Bytes by exchange", columns, rows))
+    return parts.section(
+        "Network", parts.lead(parts.predicted_and_counted()), parts.table("Bytes by exchange", columns, rows)
+    )
 
 
-def workers(report: Document) -> Html:
+def workers(report: Document) -> Markup:
     """Who owns which fields, and both balances as the plan expected them."""
     plan = report["plan"]
     rows = [
         [
             str(row["worker"]),
             ", ".join(row["fields"]) or "none",
-            share(row["lookups_share"]),
-            share(row["bytes_share"]),
+            parts.share(row["lookups_share"]),
+            parts.share(row["bytes_share"]),
             f"{row['rows']:,}",
         ]
         for row in plan["placement"]
@@ -162,14 +151,14 @@ def workers(report: Document) -> Html:
     columns = [("worker", ""), ("fields", "about"), ("lookups", "number"), ("bytes", "number"), ("rows", "number")]
     choice = ", ".join(f"{name} by {kind}" for name, kind in plan["choice"].items())
     upper = ", upper part on every worker" if plan.get("upper") == "replicated" else ""
-    told = lead(f"Exchange: {choice}{upper}.") if choice and report["workers"] > 1 else ""
-    return section("Workers", told, table("Workers", columns, rows))
+    told = parts.lead(f"Exchange: {choice}{upper}.") if choice and report["workers"] > 1 else ""
+    return parts.section("Workers", told, parts.table("Workers", columns, rows))
 
 
-def tables(report: Document) -> Html:
+def tables(report: Document) -> Markup:
     """What became of the values that training met."""
     if not report.get("table"):
-        return Html("")
+        return Markup()
     last = report["table"][-1]
     cells = [f"{last[key]:,.0f}" for key in ("rows", "candidates", "admitted", "evicted")]
     cells += [bytes_text(last["bytes"]), f"{last['bytes_per_row']:.0f}", f"{last['load']:.2f}"]
@@ -182,11 +171,10 @@ def tables(report: Document) -> Html:
         "bytes per row",
         "load factor",
     )
-    lines = "".join(f"<div><dt>{name}</dt><dd>{cell}</dd></div>" for name, cell in zip(names, cells, strict=True))
-    return section("Tables", f'<dl class="facts">{lines}</dl>')
+    return parts.section("Tables", parts.facts(zip(names, cells, strict=True)))
 
 
-def data(report: Document, dataset: Dataset, tail: bool) -> Html:
+def data(report: Document, dataset: Dataset, tail: bool) -> Markup:
     """Rows of each part, and what the fields hold.
 
     Args:
@@ -197,14 +185,14 @@ def data(report: Document, dataset: Dataset, tail: bool) -> Html:
     total = sum(dataset.rows(split) for split in dataset.splits) or 1
     named = {"train": "train", "valid": "valid", "test": "tail" if tail else "test"}
     rows = [
-        [name, f"{dataset.rows(split):,}", share(dataset.rows(split) / total)]
+        [name, f"{dataset.rows(split):,}", parts.share(dataset.rows(split) / total)]
         for split, name in named.items()
         if dataset.rows(split) or not tail
     ]
     bad = sum(part.bad_rows for part in dataset.parts.values())
     told = f"{count(len(dataset.files), 'raw file')}, {count(len(dataset.parts), 'part')}"
     told += f", {count(bad, 'bad row')} in quarantine." if bad else ", no bad rows."
-    splits = table("Parts", [("part", ""), ("rows", "number"), ("share", "number")], rows, narrow=True)
+    splits = parts.table("Parts", [("part", ""), ("rows", "number"), ("share", "number")], rows, narrow=True)
     fields = []
     for field in dataset.fields:
         stats = dataset.stats.get(field.name)
@@ -214,13 +202,13 @@ def data(report: Document, dataset: Dataset, tail: bool) -> Html:
         kind = field.kind + (f", {field.derive.partition(':')[0]}" if field.derive else "")
         fields.append(
             [
-                under(cut(field.name), kind),
+                parts.under(cut(field.name), kind),
                 f"{stats.cardinality:,}",
                 f"{stats.lookups_per_sample:.2f}",
-                share(stats.missing_share),
-                soft(top),
+                parts.share(stats.missing_share),
+                parts.soft(top),
             ]
         )
     columns = [("field", "words"), ("values", "number"), ("per sample", "number"), ("missing", "number")]
     columns.append(("most frequent", "about"))
-    return section("Data", lead(told), splits, table("Fields", columns, fields))
+    return parts.section("Data", parts.lead(told), splits, parts.table("Fields", columns, fields))

@@ -5,30 +5,12 @@ Read from gate.json, version.json and new_rows.json as plain documents, so that 
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
+from markupsafe import Markup
+
 from des_core.release.report import figures
-from des_core.release.report.markup import (
-    MOST_ROWS,
-    Html,
-    amount,
-    bar,
-    count,
-    cut,
-    figure,
-    interval,
-    lead,
-    markup,
-    number,
-    percent,
-    section,
-    signed,
-    soft,
-    state,
-    table,
-    under,
-)
+from des_core.release.report.markup import MOST_ROWS, amount, count, cut, number, parts, signed
 
 METRICS = (
     ("auc", "AUC", "area under the ROC curve"),
@@ -39,7 +21,7 @@ METRICS = (
     ("rmse", "RMSE", "root mean squared error"),
     ("mae", "MAE", "mean absolute error"),
 )
-ICONS = {"accept": "&#10003;", "reject": "&#10005;", "inconclusive": "?", "not_comparable": "?"}
+ICONS = {"accept": "\u2713", "reject": "\u2715", "inconclusive": "?", "not_comparable": "?"}
 FIRST_REASONS = 5
 """More are folded: the first one decided, and the checks have them all."""
 LONGEST_LINE = 400
@@ -55,13 +37,10 @@ def title(verdict: Document | None) -> str:
     return str(verdict["verdict"]).replace("_", " ") if verdict else "not judged yet"
 
 
-def decision(verdict: Document | None, version: Document | None, day: str) -> Html:
+def decision(verdict: Document | None, version: Document | None, day: str) -> Markup:
     """What was decided, in a sentence, and the reasons."""
     if verdict is None:
-        return Html(
-            '<section class="verdict waiting"><span class="icon" aria-hidden="true">&hellip;</span>'
-            "<div><h2>Not judged yet</h2><p>The gate has not run.</p></div></section>"
-        )
+        return parts.waiting()
     champion = verdict.get("champion")
     stays = f"version {champion} stays champion" if champion else "there is still no champion"
     ours = f"version {version['version']}" if version else "this model"
@@ -77,28 +56,12 @@ def decision(verdict: Document | None, version: Document | None, day: str) -> Ht
         "not_comparable": f"Not comparable: {stays}",
     }[outcome]
     style = "inconclusive" if outcome == "accept" and passed_over else outcome
-    reasons = list(verdict.get("reasons", ()))
-    listed = _list(reasons[:FIRST_REASONS])
-    if reasons[FIRST_REASONS:]:
-        folded = count(len(reasons) - FIRST_REASONS, "more reason")
-        listed += f"<details><summary>{folded}</summary>{_list(reasons[FIRST_REASONS:MOST_ROWS])}</details>"
-    fault = f'<p class="fault">{markup(_fault(day))}</p>' if verdict.get("data_at_fault") else ""
-    return Html(
-        f'<section class="verdict {style}"><span class="icon" aria-hidden="true">{ICONS[outcome]}</span>'
-        f"<div><h2>{escape(sentence)}</h2>{fault}{listed}</div></section>"
-    )
-
-
-def _list(lines: list[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(cut(line, LONGEST_LINE))}</li>' for line in lines)}</ul>" if lines else ""
-
-
-def _fault(day: str) -> Html:
-    if not day:
-        return Html("The data are the reason, not the model.")
-    return Html(
-        f"The data are the reason, not the model: {escape(day)} is in quarantine, and windows leave it out until "
-        f"<code>des day accept {escape(day)}</code>."
+    reasons = [cut(line, LONGEST_LINE) for line in verdict.get("reasons", ())]
+    more = reasons[FIRST_REASONS:]
+    folded = count(len(more), "more reason") if more else ""
+    fault = bool(verdict.get("data_at_fault"))
+    return parts.decision(
+        style, ICONS[outcome], sentence, fault, day, reasons[:FIRST_REASONS], more[: MOST_ROWS - FIRST_REASONS], folded
     )
 
 
@@ -111,7 +74,7 @@ def beside(report: Document, verdict: Document | None, key: str) -> str:
     return "" if valid is None else f"valid {number(valid)}"
 
 
-def metrics(report: Document, verdict: Document | None, rows_name: str) -> Html:
+def metrics(report: Document, verdict: Document | None, rows_name: str) -> Markup:
     """Every metric with its interval, beside the champion, the reference version and the valid part."""
     valid = report.get("valid") or {}
     judged = verdict or {}
@@ -140,15 +103,15 @@ def metrics(report: Document, verdict: Document | None, rows_name: str) -> Html:
             row.append(number(valid.get(key)))
         if key == "gauc" and report.get("without_group"):
             meaning += f"; {report['without_group']:,} rows without a group are left out"
-        rows.append([*row, soft(meaning)])
+        rows.append([*row, parts.soft(meaning)])
     samples = f"{report['samples']:,} {rows_name} rows"
     samples += f", {valid['samples']:,} valid rows" if valid.get("samples") else ""
     told = f"{samples}. Small numbers are 95 % intervals." if intervals else f"{samples}."
-    return section("Metrics", lead(told), table("Metrics", columns, rows))
+    return parts.section("Metrics", parts.lead(told), parts.table("Metrics", columns, rows))
 
 
-def _with_interval(text: str, ends: tuple[float, float] | None, sign: bool = False) -> Html:
-    return under(text, interval(ends, sign))
+def _with_interval(text: str, ends: tuple[float, float] | None, sign: bool = False) -> Markup:
+    return parts.under(text, parts.interval(ends, sign))
 
 
 def _compared(
@@ -170,25 +133,25 @@ def _ends(intervals: Document, name: str) -> tuple[float, float] | None:
     return (ends[0], ends[1]) if ends and None not in ends else None
 
 
-def differences(report: Document, verdict: Document | None, key: str, bound: float | None) -> Html:
+def differences(report: Document, verdict: Document | None, key: str, bound: float | None) -> Markup:
     """Figure of the candidate's difference to the champion and the reference; empty without an interval."""
     lines = []
     for prefix in ("champion", "reference"):
         _, difference, ends = _compared(prefix, key, report, verdict or {})
         if difference is not None and ends:
             lines.append((f"{prefix} {(verdict or {}).get(prefix)}", difference, *ends))
-    return Html(figures.differences(lines, bound, key.upper()) if lines else "")
+    return figures.differences(lines, bound, key.upper()) if lines else Markup()
 
 
-def checks(verdict: Document | None) -> Html:
+def checks(verdict: Document | None) -> Markup:
     """One line per bound of the gate, broken ones first."""
     lines = sorted((verdict or {}).get("checks") or (), key=lambda line: bool(line["kept"]))
     if not lines:
-        return Html("")
+        return Markup()
     rows = [
         [
-            under(cut(str(line["name"])), cut(str(line.get("about") or ""), LONGEST_LINE)),
-            state(line["kept"]),
+            parts.under(cut(str(line["name"])), cut(str(line.get("about") or ""), LONGEST_LINE)),
+            parts.state(line["kept"]),
             amount(line.get("value")),
             amount(line.get("bound"), rounded=False),
         ]
@@ -197,14 +160,14 @@ def checks(verdict: Document | None) -> Html:
     broken = sum(not line["kept"] for line in lines)
     told = f"{count(len(lines), 'bound')}, " + (f"{broken:,} broken." if broken else "all kept.")
     columns = [("check", "words long"), ("", ""), ("value", "number"), ("bound", "number")]
-    return section("Checks", lead(told), table("Checks", columns, rows, narrow=True))
+    return parts.section("Checks", parts.lead(told), parts.table("Checks", columns, rows, narrow=True))
 
 
-def slices(verdict: Document | None) -> Html:
+def slices(verdict: Document | None) -> Markup:
     """Candidate against champion on parts of the rows, the worst first."""
     lines = list((verdict or {}).get("slices") or ())
     if not lines:
-        return Html("")
+        return Markup()
     lines.sort(key=lambda line: (line["kept"], line["difference"] if line.get("difference") is not None else 0.0))
     reach = max([abs(line[end]) for line in lines for end in ("difference", "low") if line.get(end) is not None] or [0])
     rows = []
@@ -212,13 +175,13 @@ def slices(verdict: Document | None) -> Html:
         drawn = figures.difference_bar(line.get("difference"), line.get("low"), reach or 1.0)
         rows.append(
             [
-                under(f"{cut(str(line['field']))} = {cut(str(line['value']))}", f"{line['samples']:,} rows"),
-                state(line["kept"]),
+                parts.under(f"{cut(str(line['field']))} = {cut(str(line['value']))}", f"{line['samples']:,} rows"),
+                parts.state(line["kept"]),
                 number(line.get("auc")),
                 number(line.get("champion_auc")),
                 signed(line.get("difference")),
                 signed(line.get("low")),
-                Html(drawn),
+                drawn,
             ]
         )
     columns = [("slice", "words"), ("", ""), ("AUC", "number"), ("champion", "number")]
@@ -226,10 +189,10 @@ def slices(verdict: Document | None) -> Html:
     broken = sum(not line["kept"] for line in lines)
     told = f"{count(len(lines), 'part')} of the rows with support enough, "
     told += f"{broken:,} worse than its bound." if broken else "none worse than its bound."
-    return section("Slices", lead(told), table("Slices", columns, rows))
+    return parts.section("Slices", parts.lead(told), parts.table("Slices", columns, rows))
 
 
-def drift(verdict: Document | None, new_rows: Document | None, bound: float | None) -> Html:
+def drift(verdict: Document | None, new_rows: Document | None, bound: float | None) -> Markup:
     """How far each field's values are from those of the days before; fields beyond a bound first.
 
     Args:
@@ -241,7 +204,7 @@ def drift(verdict: Document | None, new_rows: Document | None, bound: float | No
     if not lines and new_rows:
         lines = [{"field": field, **line} for field, line in (new_rows.get("drift") or {}).items()]
     if not lines:
-        return Html("")
+        return Markup()
     lines.sort(key=lambda line: (line.get("kept", True), -(line.get("psi") or 0.0)))
     judged = any("kept" in line for line in lines)
     columns = [("field", "words")] + [("", "")] * judged
@@ -253,29 +216,29 @@ def drift(verdict: Document | None, new_rows: Document | None, bound: float | No
         rows.append(
             [
                 cut(str(line["field"])),
-                *([state(line.get("kept", True))] * judged),
+                *([parts.state(line.get("kept", True))] * judged),
                 number(psi),
-                "" if psi is None else bar(psi / (bound or LARGE_SHIFT), style),
-                percent(line.get("new_share")),
-                percent(line.get("missing_share")),
-                percent(line.get("missing_before")),
+                "" if psi is None else parts.bar(psi / (bound or LARGE_SHIFT), style),
+                parts.percent(line.get("new_share")),
+                parts.percent(line.get("missing_share")),
+                parts.percent(line.get("missing_before")),
             ]
         )
     told = f"The new rows beside the days before. PSI: 0 is the same distribution, above {LARGE_SHIFT:g} a large shift"
     told += f"; a full bar is gate.max_psi = {bound:g}." if bound else "."
-    return section("Drift of the day", lead(told), table("Drift", columns, rows))
+    return parts.section("Drift of the day", parts.lead(told), parts.table("Drift", columns, rows))
 
 
-def progress(new_rows: Document | None) -> Html:
+def progress(new_rows: Document | None) -> Markup:
     """The champion's own score on the new rows, by day: nothing of them had been trained on."""
     if not new_rows:
-        return Html("")
+        return Markup()
     days, whole = new_rows.get("days") or {}, new_rows.get("metrics") or {}
     kinds = [
         (key, name) for key, name, _ in METRICS if any(line.get(key) is not None for line in [whole, *days.values()])
     ]
     if not kinds:
-        return Html("")
+        return Markup()
     columns = [("day", ""), ("rows", "number"), *((name, "number") for _, name in kinds)]
     rows = [
         [day, amount(line.get("samples")), *(number(line.get(key)) for key, _ in kinds)]
@@ -284,10 +247,10 @@ def progress(new_rows: Document | None) -> Html:
     if len(days) != 1:
         rows.append(["all", amount(new_rows.get("samples")), *(number(whole.get(key)) for key, _ in kinds)])
     told = f"Version {new_rows.get('version')}, the champion, scored the new rows before anything was trained on them."
-    inside = table("Progressive validation", columns, rows)
+    inside = parts.table("Progressive validation", columns, rows)
     key, name = kinds[0]
     points = [(day, line[key]) for day, line in sorted(days.items()) if line.get(key) is not None]
     if len(points) > 1:
-        drawn = figure(f"The champion's {name}", "on each new day", figures.day_curve(points, name))
-        inside = Html(f'<div class="pair">{drawn}{inside}</div>')
-    return section("Progressive validation", lead(told), inside)
+        drawn = parts.figure(f"The champion's {name}", "on each new day", figures.day_curve(points, name))
+        inside = parts.pair(drawn, inside)
+    return parts.section("Progressive validation", parts.lead(told), inside)
