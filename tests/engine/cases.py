@@ -88,7 +88,7 @@ def slow_save(peers: Collectives, config: str, dataset: str, seconds: float) -> 
 
 def report(peers: Collectives, config: str, dataset: str) -> None:
     """Write the report of a trained run."""
-    evaluate(_run(config, dataset), peers, False, False)
+    evaluate(_run(config, dataset), peers, False)
 
 
 FACTORS, INPUTS = 3, 2

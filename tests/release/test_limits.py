@@ -172,7 +172,7 @@ def test_connections_beyond_the_limit_are_refused_without_a_line_each(
     assert capfd.readouterr().err == ""
     with Client(port) as client:
         text = client.get("/metrics")[1]
-    assert "des_requests_in_flight 0\n" in text and "des_body_bytes 0\n" in text
+    assert "des_requests_in_flight 0.0\n" in text and "des_body_bytes 0.0\n" in text
 
 
 def test_more_values_than_are_read_at_once_are_refused_before_any_is(replica: tuple[int, server.Replica]) -> None:

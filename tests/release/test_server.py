@@ -174,7 +174,7 @@ def test_without_a_champion_it_lives_and_says_what_it_waits_for(bare: Process, s
         assert client.get("/ping")[0] == client.get("/health")[0] == 200
         status, answer, version = client.score("dataframe_records", [{"user": "ann"}])
         assert (status, answer["error_code"], version) == (503, "TEMPORARILY_UNAVAILABLE", "")
-        assert "des_ready 0\n" in client.get("/metrics")[1]
+        assert "des_ready 0.0\n" in client.get("/metrics")[1]
     time.sleep(0.5)
     assert len(bare.events("no_version")) == 1, "said once, however often it looks"
 
@@ -319,7 +319,7 @@ def test_metrics_count_requests_values_and_scores(client: Client) -> None:
 def test_mlflow_answers_what_is_its_own(client: Client) -> None:
     import mlflow
 
-    assert client.get("/ping") == (200, "\n")
+    assert client.get("/ping") == client.get("/health") == (200, "\n")
     assert client.get("/version") == (200, mlflow.__version__)
     assert client.get("/nothing")[0] == 404
 

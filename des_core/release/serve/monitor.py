@@ -1,9 +1,7 @@
-"""What a server counts, as Prometheus text.
+"""What a server counts, as Prometheus metrics.
 
-A histogram has a count for every edge: how many values were at most that large. What belongs to a version carries its
-number as a label and leaves with it, so a page never grows. Counters are bumped by many threads under one lock.
-
-Source: Prometheus, "Exposition formats", text format 0.0.4.
+What belongs to a version carries its number as a label and leaves with it, so a page never grows. Counters are
+increased by many threads under one lock.
 """
 
 from __future__ import annotations
@@ -14,11 +12,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from des_core.release.serve.limits import Load
 from des_core.release.serve.serving import Scored, Scorer
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 PROBABILITIES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -42,14 +44,14 @@ class Histogram:
             self._counts += np.bincount(np.atleast_1d(places), minlength=len(self._counts))
             self._sum += float(np.sum(values))
 
-    def lines(self, name: str, **labels: str) -> Iterable[str]:
-        """One line for each edge, the sum and the count."""
+    def family(self, name: str, about: str, **labels: str) -> Metric:
+        """The counts as a metric: for every edge, how many values were at most that large."""
         with LOCK:
-            below, total = np.cumsum(self._counts), self._sum
-        for edge, count in zip([*map(str, self._edges.tolist()), "+Inf"], below.tolist(), strict=True):
-            yield line(f"{name}_bucket", count, **labels, le=edge)
-        yield line(f"{name}_sum", total, **labels)
-        yield line(f"{name}_count", int(below[-1]), **labels)
+            below, total = np.cumsum(self._counts).tolist(), self._sum
+        edges = [*map(floatToGoString, self._edges.tolist()), "+Inf"]
+        family = HistogramMetricFamily(name, about, labels=list(labels))
+        family.add_metric(list(labels.values()), buckets=list(zip(edges, below, strict=True)), sum_value=total)
+        return family
 
 
 class Scores:
@@ -90,54 +92,64 @@ class Server:
             self.requests[code] += 1
 
 
-def page(server: Server, model: str, version: str, scores: Scores | None) -> str:
-    """All metrics; without ``scores`` no model is loaded."""
-    lines = [
-        *_family("des_ready", "gauge", "1 while a model is loaded and warm"),
-        line("des_ready", int(scores is not None)),
-        *_family("des_registry_up", "gauge", "1 if the last poll was answered"),
-        line("des_registry_up", int(server.registry_up)),
-        *_family("des_version_swaps_total", "counter", "versions taken into service"),
-        line("des_version_swaps_total", server.swaps),
-        *_family("des_version_failures_total", "counter", "tries to load a version that failed"),
-        line("des_version_failures_total", server.failures),
-        *_family("des_version_failed", "gauge", "a version that should serve and cannot be loaded"),
-        *([line("des_version_failed", 1, version=server.failed)] if server.failed else []),
-        *_family("des_requests_total", "counter", "invocations by status"),
-        *(line("des_requests_total", count, code=str(code)) for code, count in sorted(server.requests.items())),
-        *_family("des_request_seconds", "histogram", "time of an invocation"),
-        *server.seconds.lines("des_request_seconds"),
-    ]
-    if server.load is not None:
-        lines += [
-            *_family("des_requests_in_flight", "gauge", "invocations that wait or are scored"),
-            line("des_requests_in_flight", server.load.requests),
-            *_family("des_body_bytes", "gauge", "bodies in memory, bytes"),
-            line("des_body_bytes", server.load.bytes),
-            *_family("des_connections_refused_total", "counter", "connections beyond the limit"),
-            line("des_connections_refused_total", server.load.refused_connections),
-        ]
-    if scores is not None:
-        fields = list(zip(scores.fields, scores.values_O.tolist(), scores.unknown_O.tolist(), strict=True))
-        lines += [
-            *_family("des_model_info", "gauge", "the version that answers"),
-            line("des_model_info", 1, model=model, version=version),
-            *_family("des_values_total", "counter", "values looked up"),
-            *(line("des_values_total", values, field=field, version=version) for field, values, _ in fields),
-            *_family("des_unknown_values_total", "counter", "values looked up that the model has no row for"),
-            *(line("des_unknown_values_total", new, field=field, version=version) for field, _, new in fields),
-            *_family("des_score", "histogram", "scores answered"),
-            *scores.scores.lines("des_score", version=version),
-        ]
-    return "\n".join(lines) + "\n"
+class Page(Collector):
+    """All metrics of a replica, read when somebody asks.
+
+    Args:
+        model: its name.
+        current: the version that answers and what it has answered; without scores no model is loaded.
+    """
+
+    def __init__(self, server: Server, model: str, version: str, scores: Scores | None) -> None:
+        self._server, self._model, self._version, self._scores = server, model, version, scores
+
+    def collect(self) -> Iterable[Metric]:
+        """The process's metrics, then those of the version that answers."""
+        server = self._server
+        yield GaugeMetricFamily("des_ready", "1 while a model is loaded and warm", int(self._scores is not None))
+        yield GaugeMetricFamily("des_registry_up", "1 if the last poll was answered", int(server.registry_up))
+        yield CounterMetricFamily("des_version_swaps", "versions taken into service", server.swaps)
+        yield CounterMetricFamily("des_version_failures", "tries to load a version that failed", server.failures)
+        failed = [((server.failed,), 1)] if server.failed else []
+        about = "a version that should serve and cannot be loaded"
+        yield _labelled(GaugeMetricFamily("des_version_failed", about, labels=["version"]), failed)
+        requests = [((str(code),), count) for code, count in sorted(server.requests.items())]
+        yield _labelled(CounterMetricFamily("des_requests", "invocations by status", labels=["code"]), requests)
+        yield server.seconds.family("des_request_seconds", "time of an invocation")
+        if server.load is not None:
+            refused = server.load.refused_connections
+            yield GaugeMetricFamily(
+                "des_requests_in_flight", "invocations that wait or are scored", server.load.requests
+            )
+            yield GaugeMetricFamily("des_body_bytes", "bodies in memory, bytes", server.load.bytes)
+            yield CounterMetricFamily("des_connections_refused", "connections beyond the limit", refused)
+        if self._scores is not None:
+            yield from self._of_version(self._scores)
+
+    def _of_version(self, scores: Scores) -> Iterable[Metric]:
+        version = self._version
+        info = GaugeMetricFamily("des_model_info", "the version that answers", labels=["model", "version"])
+        yield _labelled(info, [((self._model, version), 1)])
+        for name, about, counts_O in (
+            ("des_values", "values looked up", scores.values_O),
+            ("des_unknown_values", "values looked up that the model has no row for", scores.unknown_O),
+        ):
+            family = CounterMetricFamily(name, about, labels=["field", "version"])
+            yield _labelled(
+                family, [((field, version), n) for field, n in zip(scores.fields, counts_O.tolist(), strict=True)]
+            )
+        yield scores.scores.family("des_score", "scores answered", version=version)
 
 
-def _family(name: str, kind: str, about: str) -> tuple[str, str]:
-    return f"# HELP {name} {about}", f"# TYPE {name} {kind}"
+def _labelled(family: Any, samples: Iterable[tuple[Sequence[str], float]]) -> Metric:
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    metric: Metric = family
+    return metric
 
 
-def line(name: str, value: float, **labels: str) -> str:
-    """One sample."""
-    escaped = {key: text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") for key, text in labels.items()}
-    inside = ",".join(f'{key}="{text}"' for key, text in escaped.items())
-    return f"{name}{{{inside}}} {value}" if inside else f"{name} {value}"
+def page(server: Server, model: str, version: str, scores: Scores | None) -> bytes:
+    """All metrics as text; without ``scores`` no model is loaded."""
+    registry = CollectorRegistry()
+    registry.register(Page(server, model, version, scores))
+    return generate_latest(registry)

@@ -3,7 +3,8 @@
     /invocations             scores, by the protocol of payload.py; x-des-model-version says who answered
     /ready                   200 once a model is loaded and warm, 503 with the reason until then
     /metrics                 what monitor.py counts
-    /ping, /health, /version MLflow's own: 200 as long as the process lives
+    /ping, /health           200 as long as the process lives
+    /version                 MLflow's
 
 A thread asks the registry every few seconds. A version it has not loaded is fetched, verified and warmed up (compiled
 code loaded, kernels run) beside the one that serves, and then takes its place in one assignment: a request keeps
@@ -25,6 +26,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +37,7 @@ from des_core.errors import DataError, DesError, RegistryError, UnavailableError
 from des_core.release.registry import registry
 from des_core.release.serve import monitor, payload
 from des_core.release.serve.limits import RETRY_S, Limits, Load, Refused, connection_type, limits_of
-from des_core.release.serve.serving import Scored, Scorer, scoring_app
+from des_core.release.serve.serving import Scored, Scorer
 
 if TYPE_CHECKING:
     import uvicorn
@@ -205,7 +207,7 @@ def _own(folder: str, place: str) -> str:
 
 
 def app_of(replica: Replica, threads: int, load: Load) -> Any:
-    """The ASGI app of a replica: ours before MLflow's.
+    """The ASGI app of a replica, with the addresses of MLflow's scoring server.
 
     Args:
         threads: requests scored at once.
@@ -213,8 +215,8 @@ def app_of(replica: Replica, threads: int, load: Load) -> Any:
     """
     from starlette.applications import Starlette
     from starlette.requests import ClientDisconnect
-    from starlette.responses import PlainTextResponse, Response
-    from starlette.routing import Mount, Route
+    from starlette.responses import Response
+    from starlette.routing import Route
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="score")
     replica.monitor.load = load
@@ -243,15 +245,23 @@ def app_of(replica: Replica, threads: int, load: Load) -> Any:
         loaded = replica.current
         version, scores = ("", None) if loaded is None else (loaded.version, loaded.scores)
         text = monitor.page(replica.monitor, replica.name, version, scores)
-        return PlainTextResponse(text, headers={"content-type": monitor.CONTENT_TYPE})
+        return Response(text, headers={"content-type": monitor.CONTENT_TYPE})
+
+    async def alive(request: Request) -> Response:
+        return Response("\n", media_type="application/json")
+
+    async def mlflow(request: Request) -> Response:
+        return Response(metadata.version("mlflow"), media_type="application/json")
 
     routes: list[tuple[str, Callable[[Request], Awaitable[Response]], str]] = [
         ("/invocations", invocations, "POST"),
         ("/ready", ready, "GET"),
         ("/metrics", metrics, "GET"),
+        ("/ping", alive, "GET"),
+        ("/health", alive, "GET"),
+        ("/version", mlflow, "GET"),
     ]
-    ours = [Route(path, endpoint, methods=[method]) for path, endpoint, method in routes]
-    return Starlette(routes=[*ours, Mount("/", scoring_app())])
+    return Starlette(routes=[Route(path, endpoint, methods=[method]) for path, endpoint, method in routes])
 
 
 async def _invocation(request: Request, replica: Replica, pool: ThreadPoolExecutor, load: Load) -> Response:

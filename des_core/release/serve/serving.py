@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
-from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -317,12 +315,3 @@ class Scorer:
 def not_finite(scores_B: Array) -> Array:
     """Positions of the scores that are no numbers to go on with."""
     return np.flatnonzero(~np.isfinite(scores_B))
-
-
-def scoring_app() -> Any:
-    """MLflow's scoring app (FastAPI), whose /ping, /health and /version need no model; the rest is the caller's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from mlflow.pyfunc import scoring_server
-    metadata = SimpleNamespace(get_input_schema=lambda: None)
-    return scoring_server.init(SimpleNamespace(metadata=metadata))  # type: ignore[arg-type]
