@@ -86,7 +86,7 @@ def is_evaluated(run: Run) -> bool:
 def is_judged(run: Run, sha256: str) -> bool:
     """Whether the verdict is the one that was registered, on the files that are there, by the config's bounds."""
     from des_core.release.judge import champion
-    from des_core.release.judge.gate import Verdict
+    from des_core.verdict import Verdict
 
     try:
         judged = run.reference("gate.json")

@@ -195,7 +195,7 @@ def score(run: Run) -> Done:
     if run.day is None:
         return Done("whole logs: no row is new", str(run.reference("inputs.json")), unchanged=True)
     from des_core.release.judge import champion
-    from des_core.release.judge.gate import NewRows
+    from des_core.verdict import NewRows
 
     reference, kept = champion.score_new(run)
     record = NewRows.load(reference)
@@ -259,8 +259,9 @@ def gate(run: Run) -> Done:
         UserError: the run was not evaluated.
     """
     from des_core.recurring import daily
-    from des_core.release.judge.gate import Verdict, decide
+    from des_core.release.judge.gate import decide
     from des_core.release.report import report
+    from des_core.verdict import Verdict
 
     if not storage.exists(run.path("champion.json")):
         raise UserError(f"{run.path('report.json')}: this run was not evaluated; run des evaluate first")
@@ -279,9 +280,10 @@ def gate(run: Run) -> Done:
 
 def register(run: Run) -> Done:
     """``version.json``: the model in the registry, and its aliases."""
-    from des_core.release.judge.gate import Verdict, same_verdict, verdict_of
+    from des_core.release.judge.gate import same_verdict, verdict_of
     from des_core.release.registry import registry
     from des_core.release.report import report
+    from des_core.verdict import Verdict
 
     judged = run.reference("gate.json")
     if not same_verdict(judged, verdict_of(run)):

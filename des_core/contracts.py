@@ -34,6 +34,24 @@ WEIGHT = "weight:"
 """Prefix of the column with a field's weights: float32, or list<float32> for a multi field."""
 
 
+PHASES = {
+    "read": "the next batch's columns from the feature store",
+    "decode": "columns to lookups: hashes, weights, owners",
+    "index": "unique ids, their slots, admission",
+    "stall": "training waited for the next batch",
+    "gather": "unique rows from the table",
+    "partial": "partial results of what is owned here",
+    "exchange": "inside collectives, both ways",
+    "head": "totals to loss",
+    "backward": "loss to gradients of rows",
+    "update": "optimizer, rows and dense weights",
+}
+"""Phases of a training step, and what happens in each."""
+
+PREFETCH = ("read", "decode", "index")
+"""Phases that run under the others, in the prefetch thread."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """A manifest's address and sha256, passed between steps as ``URI#sha256:HEX``."""

@@ -23,6 +23,15 @@ def emit(event: str, *, to: TextIO | None = None, **fields: object) -> None:
     print(format_event(event, **fields), file=to or sys.stderr, flush=True)
 
 
+def byte_text(size: float) -> str:
+    """Bytes in the largest unit that keeps a digit before the point, such as 1.25 MB."""
+    for unit in ("B", "kB", "MB"):
+        if abs(size) < 999.5:
+            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
 def parse_event(line: str) -> dict[str, str]:
     """The fields of an event line, ``event`` among them; empty for any other line."""
     if not line.startswith("event="):

@@ -13,8 +13,6 @@ from kfp-kubernetes and becomes the second document of the YAML::
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections.abc import Iterator
 from functools import wraps
 from typing import Any
@@ -23,6 +21,7 @@ from kfp import dsl, kubernetes
 from kfp.dsl.graph_component import GraphComponent
 from kfp.dsl.pipeline_context import Pipeline
 
+from components.launch.environment import image_of
 from components.step import IMAGE
 from des_core.addresses import sqlite_path
 from des_core.config import Config
@@ -72,7 +71,7 @@ def settled(pipeline: GraphComponent, config: Config) -> GraphComponent:
 
 def apply_pod_settings(task: dsl.PipelineTask, config: Config) -> None:
     """Give a step all that its pod needs."""
-    image = image_of(config)
+    image = image_of(config, IMAGE)
     task.set_caching_options(False)
     task.set_container_image(image)
     task.set_env_variable("DES_IMAGE", image)
@@ -89,20 +88,6 @@ def apply_pod_settings(task: dsl.PipelineTask, config: Config) -> None:
     kubernetes.add_pod_label(task, "app.kubernetes.io/component", "step")
     # A node that is emptied for thrift would take a day's training with it.
     kubernetes.add_pod_annotation(task, "cluster-autoscaler.kubernetes.io/safe-to-evict", "false")
-
-
-def image_of(config: Config) -> str:
-    """Image of steps and workers.
-
-    Raises:
-        ConfigError: it has no tag of its own.
-    """
-    image = config.cluster.image or os.environ.get("DES_IMAGE") or IMAGE
-    if image.endswith(":latest") or not re.search(r"[:@]", image.rpartition("/")[2]):
-        raise ConfigError(
-            f"cluster.image = {image}: steps and workers of one run must be the same; name a version, like {IMAGE}"
-        )
-    return image
 
 
 def as_seen(config: Config) -> Config:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from des_core import log, storage
-from des_core.release.judge.gate import Verdict
+from des_core.log import byte_text
 from des_core.release.registry.lineage import Link
 from des_core.release.registry.registry import Registered
 from des_core.run import Run
 from des_core.secrets import hidden
+from des_core.verdict import Verdict
 
 
 def step_teller(out: TextIO) -> Callable[[dict[str, str]], None]:
@@ -181,7 +182,7 @@ def _plan_tables(plan: dict[str, Any]) -> None:
         operators.add_column(column, justify="left" if column == "chosen" else "right")
     for row in plan["operators"]:
         known = row["alternatives"]
-        sizes = [size(known[kind]) if kind in known else "" for kind in ("sum", "gather", "rows")]
+        sizes = [byte_text(known[kind]) if kind in known else "" for kind in ("sum", "gather", "rows")]
         operators.add_row(row["name"], str(row["width"]), *sizes, row["chosen"])
     joint = Table(
         "joint choice", "upper part", title="all operators together, the cheapest first", title_justify="left"
@@ -191,7 +192,7 @@ def _plan_tables(plan: dict[str, Any]) -> None:
     for row in plan["joint"]:
         choice = ", ".join(f"{name}: {kind}" for name, kind in row["choice"].items())
         time = [f"{row['ms_per_step']:.2f}"] if "ms_per_step" in row else []
-        joint.add_row(choice, row["upper"], size(row["bytes_per_step"]), str(row["collectives"]), *time)
+        joint.add_row(choice, row["upper"], byte_text(row["bytes_per_step"]), str(row["collectives"]), *time)
     workers = Table("worker", "fields", title="who owns what", title_justify="left")
     for column in ("lookups", "bytes", "rows"):
         workers.add_column(column, justify="right")
@@ -200,12 +201,3 @@ def _plan_tables(plan: dict[str, Any]) -> None:
         workers.add_row(str(row["worker"]), ", ".join(row["fields"]), *shares, f"{row['rows']:,}")
     for table in (operators, joint, workers):
         console.print(table)
-
-
-def size(count: float) -> str:
-    """Bytes in the largest unit that keeps a digit before the point."""
-    for unit in ("B", "kB", "MB"):
-        if abs(count) < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from des_core import metrics, storage
 from des_core.config import Config, load_config
 from des_core.contracts import Dataset, FieldSpec, FieldStats, Part, Reference, Segment
-from des_core.release.judge.gate import Champion
 from des_core.run import Day, Run, features_uri, pin
+from des_core.verdict import Champion
 
 TOML = """
 [run]

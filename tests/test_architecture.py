@@ -33,6 +33,7 @@ NEVER = {
     "des_core/data/store/": ("des_core.data.feed",),
     "des_core/engine/": ("des_core.release", "des_core.recurring"),
     "des_core/release/": ("des_core.recurring",),
+    "des_core/release/registry/": ("des_core.release.judge", "des_core.release.report", "des_core.release.serve"),
     "components/launch/local.py": ("components.launch.cluster",),
     "components/launch/cluster.py": ("components.launch.local",),
     "k8s/": ("des_core.engine",),

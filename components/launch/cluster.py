@@ -15,7 +15,7 @@ import threading
 import time
 from contextlib import suppress
 
-from components.launch.environment import THREADS
+from components.launch.environment import THREADS, image_of
 from components.launch.failure import launch_error
 from components.launch.process_tie import told_to_end
 from components.launch.progress import Progress
@@ -111,21 +111,6 @@ def check(config: Config) -> None:
             f"storage.root = {root!r} is a folder of this machine, which the job's pods cannot see; "
             "set it to an address like s3://bucket/folder, or start inside a pod that mounts the volume"
         )
-
-
-def image_of(config: Config) -> str:
-    """The image of steps and workers.
-
-    Raises:
-        ConfigError: none, or one whose tag names no version.
-    """
-    image = config.cluster.image or os.environ.get("DES_IMAGE", "")
-    if not image:
-        raise ConfigError("cluster.image is not set, nor DES_IMAGE; name the image, like ghcr.io/des/des-python:0.1.0")
-    tag = image.rpartition("/")[2].partition(":")[2]
-    if "@sha256:" not in image and tag in ("", "latest"):
-        raise ConfigError(f"cluster.image = {image!r} names no version; give it a tag other than latest, or a digest")
-    return image
 
 
 def job_of(role: Role, run: Run, resume: bool = False, module: str = "") -> Job:

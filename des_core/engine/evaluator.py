@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import torch
 
 from des_core import log, metrics, storage
-from des_core.contracts import FILE, GROUP, LABEL, ROW, Reference
-from des_core.data.feed.batches import Stream
+from des_core.contracts import FILE, GROUP, LABEL, ROW, Dataset, Reference
+from des_core.data.feed.batches import Stream, sample_ids
 from des_core.data.read.hashing import MISSING
 from des_core.engine.exchange.collectives import Collectives
 from des_core.engine.exchange.plan import home_edges
@@ -48,8 +48,7 @@ def predict(worker: Worker, split: str) -> Array:
     scores = _in_order([part.cpu().numpy() for part in parts], stream.samples, workers)
     wrong = np.flatnonzero(~np.isfinite(scores))
     if len(wrong):
-        place = columns(worker.run.dataset, split, [FILE, ROW])
-        sample = f"{worker.dataset.files[place[FILE][wrong[0]]]}:{place[ROW][wrong[0]]}"
+        sample = samples_of(worker.run.dataset, split)[int(wrong[0])]
         raise UserError(
             f"{len(wrong)} {split} rows have no finite prediction, the first is sample {sample}; "
             "is a number far larger there than where it was trained? give its field transform = 'log1p' or 'bucket'"
@@ -77,6 +76,12 @@ def columns(dataset: Reference, split: str, names: list[str]) -> dict[str, Array
     return {name: table.column(name).to_numpy() for name in names}
 
 
+def samples_of(dataset: Reference, split: str) -> pa.Array:
+    """Sample ids ``DIGEST:ROW`` of a split in stored order."""
+    table = pa.concat_tables(Stream(dataset, split, [FILE, ROW]).batches(1 << 20))
+    return sample_ids(table, Dataset.load(dataset).files)
+
+
 def evaluate(run: Run, peers: Collectives, resume: bool) -> None:
     """Score valid and test with the trained weights; worker 0 writes report.json and predictions.parquet."""
     training = storage.read_json(run.path("training.json"))
@@ -90,18 +95,16 @@ def evaluate(run: Run, peers: Collectives, resume: bool) -> None:
 
 def _write(run: Run, worker: Worker, training: dict[str, Any], results: dict[str, Array]) -> None:
     dataset = worker.dataset
-    wanted = [LABEL, FILE, ROW] + ([GROUP] if dataset.has_group else [])
+    wanted = [LABEL, *[GROUP] * dataset.has_group]
     truth = {split: columns(run.dataset, split, wanted) for split in results}
     judged = {
         split: metrics.judge(dataset.task, truth[split][LABEL], results[split], truth[split].get(GROUP), MISSING)
         for split in results
     }
     labels, predictions = truth["test"][LABEL], results["test"]
-    digests = np.array(dataset.files)[truth["test"][FILE]]
-    rows = truth["test"][ROW]
     table = pa.table(
         {
-            "sample": pa.array([f"{digest}:{row}" for digest, row in zip(digests, rows, strict=True)], pa.string()),
+            "sample": samples_of(run.dataset, "test"),
             "label": pa.array(labels, pa.float32()),
             "probability": pa.array(predictions, pa.float64()),
         }

@@ -14,22 +14,8 @@ from contextlib import contextmanager
 
 import torch
 
+from des_core.contracts import PHASES, PREFETCH
 from des_core.run import PROFILE
-
-PHASES = (
-    "read",
-    "decode",
-    "index",
-    "stall",
-    "gather",
-    "partial",
-    "exchange",
-    "head",
-    "backward",
-    "update",
-)
-THREAD = ("read", "decode", "index")
-"""Phases of the prefetch thread."""
 
 
 class Profile:
@@ -54,7 +40,7 @@ class Profile:
         yield
         if self._wait:
             torch.cuda.synchronize()
-        within = 0.0 if name in THREAD else self._exchanged() - before
+        within = 0.0 if name in PREFETCH else self._exchanged() - before
         self.seconds[name] += time.perf_counter() - start - within
         self.seconds["exchange"] += within
 

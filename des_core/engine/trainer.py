@@ -19,12 +19,13 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from pydantic import ValidationError
 
 from des_core import log, metrics, storage
 from des_core.contracts import FILE, GROUP, LABEL, ROW, TIME, Record, Reference
-from des_core.data.feed.batches import Stream
+from des_core.data.feed.batches import Stream, sample_ids
 from des_core.data.feed.prefetch import ahead
 from des_core.engine.evaluator import columns, predict
 from des_core.engine.exchange.collectives import WAYS, Collectives, entry
@@ -261,8 +262,7 @@ class Trainer:
         at, batch = self.at, self.run.config.train.batch
         seed = self.run.config.run.seed if self.run.config.train.shuffle else None
         table = next(Stream(self.run.dataset, "train", [FILE, ROW], seed).batches(batch, at.epoch, at.cursor))
-        files, rows = (table.column(name).to_pylist() for name in (FILE, ROW))
-        names = [f"{self.worker.dataset.files[files[p]]}:{rows[p]}" for p in error.positions]
+        names = sample_ids(table, self.worker.dataset.files).take(pa.array(error.positions)).to_pylist()
         edges = home_edges(table.num_rows, self.peers.workers)
         worker = bisect_right(edges, error.positions[0]) - 1
         return f"{error.what} on worker {worker}, sample {', '.join(names)}; {error.fix}"

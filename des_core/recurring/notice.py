@@ -14,8 +14,8 @@ from des_core import log, remote, storage
 from des_core.config import Config
 from des_core.contracts import Reference
 from des_core.errors import UnavailableError
-from des_core.release.judge.gate import Verdict
 from des_core.secrets import remember
+from des_core.verdict import Verdict
 
 TIMEOUT_S = 10.0
 WAIT_S = 30.0

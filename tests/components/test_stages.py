@@ -14,7 +14,7 @@ from des_core.contracts import Dataset
 from des_core.data.store import features
 from des_core.errors import ConfigError, DataError, RegistryError, UserError
 from des_core.recurring import daily
-from des_core.release.judge.gate import Champion
+from des_core.verdict import Champion
 from tests.finished import config_of, finished_run
 
 

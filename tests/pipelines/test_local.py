@@ -32,9 +32,10 @@ from des_core.data.feed.batches import Stream
 from des_core.data.store import features
 from des_core.errors import ConfigError, DesError, StorageError
 from des_core.release.judge import champion
-from des_core.release.judge.gate import Champion, Verdict, decide
+from des_core.release.judge.gate import decide
 from des_core.release.registry import registry
 from des_core.run import Run, pin
+from des_core.verdict import Champion, Verdict
 from pipelines import cli
 from pipelines.training import compile_to
 

@@ -155,12 +155,12 @@ def test_the_image_is_the_configs_or_the_environments_or_this_versions(
 ) -> None:
     config = config_of(tmp_path)
     monkeypatch.delenv("DES_IMAGE", raising=False)
-    assert settings.image_of(config) == settings.IMAGE
+    assert settings.image_of(config, settings.IMAGE) == settings.IMAGE
     monkeypatch.setenv("DES_IMAGE", "des-python@sha256:0")
     assert settings.image_of(config) == "des-python@sha256:0"
     assert settings.image_of(config_of(tmp_path, "cluster.image=mine:2")) == "mine:2"
     for untold in ("des-python", "registry:5000/des-python", "des-python:latest"):
-        with pytest.raises(ConfigError, match="name a version"):
+        with pytest.raises(ConfigError, match="names no version"):
             settings.image_of(config_of(tmp_path, f"cluster.image={untold}"))
 
 

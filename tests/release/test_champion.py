@@ -21,10 +21,11 @@ from des_core.data.store.encoding import fields_of, specs_of
 from des_core.engine.models import build
 from des_core.errors import ConfigError, RegistryError
 from des_core.release.judge import champion
-from des_core.release.judge.gate import Champion, NewRows, Verdict, decide
+from des_core.release.judge.gate import decide
 from des_core.release.registry import registry
 from des_core.release.serve import serving
 from des_core.run import Day, Run, pin
+from des_core.verdict import Champion, NewRows, Verdict
 
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
 ROWS = 400

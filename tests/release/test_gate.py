@@ -19,7 +19,8 @@ from des_core.data.read.hashing import MISSING
 from des_core.data.store.parts import footer_of
 from des_core.errors import ConfigError, StorageError
 from des_core.release.judge import slices
-from des_core.release.judge.gate import Champion, NewRows, Verdict, decide, judge
+from des_core.release.judge.gate import decide, judge
+from des_core.verdict import Champion, NewRows, Verdict
 from tests.finished import finished_run, predictions_of, write_champion, write_predictions
 
 NONE = Champion(status="none", report="")

@@ -28,10 +28,10 @@ from des_core import log, storage
 from des_core.addresses import sqlite_address, sqlite_path
 from des_core.contracts import Reference
 from des_core.errors import RegistryError, UnavailableError
-from des_core.release.judge.gate import Verdict
 from des_core.release.registry import availability, lineage, registry
 from des_core.release.serve import prediction
 from des_core.run import Day, Run
+from des_core.verdict import Verdict
 from pipelines import cli, summary
 from tests.finished import config_of, finished_run
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from des_core import storage
-from des_core.release.judge.gate import Verdict, decide
+from des_core.release.judge.gate import decide
 from des_core.release.report import report
 from des_core.release.report.figures import Axis
 from des_core.run import Day
+from des_core.verdict import Verdict
 from tests.finished import finished_run, write_champion
 from tests.release.examples import HOSTILE, days_run
 

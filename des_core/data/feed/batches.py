@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 from numba import njit, uint64
 
 from des_core import storage
-from des_core.contracts import FILE, LABEL, ROW_GROUP, WEIGHT, Dataset, FieldSpec, Reference
+from des_core.contracts import FILE, LABEL, ROW, ROW_GROUP, WEIGHT, Dataset, FieldSpec, Reference
 from des_core.data.read.hashing import MISSING, hash_text, splitmix64
+from des_core.data.read.parsing import one_chunk
 from des_core.data.store.parts import damaged, open_rows
 
 WINDOW = 8
@@ -151,7 +152,7 @@ def columns_of(field: FieldSpec) -> list[str]:
 
 def field_values(table: pa.Table, field: FieldSpec) -> tuple[I64, F32, I64]:
     """Keys [V], factors x [V] and row offsets [B + 1] of a field's values; training and serving share it."""
-    column = _one_chunk(table, field.name)
+    column = one_chunk(table.column(field.name))
     ones = np.arange(len(column) + 1, dtype=np.int64)
     if field.kind == "numeric":
         keys, x = _number_values(column, field)
@@ -160,13 +161,13 @@ def field_values(table: pa.Table, field: FieldSpec) -> tuple[I64, F32, I64]:
         keys = column.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
         x = np.ones(len(keys), np.float32)
         if field.weight:
-            x = _one_chunk(table, WEIGHT + field.name).to_numpy(zero_copy_only=False).astype(np.float32)
+            x = one_chunk(table.column(WEIGHT + field.name)).to_numpy(zero_copy_only=False).astype(np.float32)
         return keys, x, ones
     offsets = column.offsets.to_numpy().astype(np.int64)
     keys = column.values.to_numpy()[offsets[0] : offsets[-1]]
     x = np.ones(len(keys), np.float32)
     if field.weight:
-        weights = _one_chunk(table, WEIGHT + field.name)
+        weights = one_chunk(table.column(WEIGHT + field.name))
         start, stop = weights.offsets[0].as_py(), weights.offsets[-1].as_py()
         x = weights.values.to_numpy()[start:stop].astype(np.float32)
     offsets -= offsets[0]
@@ -178,13 +179,14 @@ def field_values(table: pa.Table, field: FieldSpec) -> tuple[I64, F32, I64]:
 
 def dense_values(table: pa.Table, fields: Sequence[FieldSpec]) -> F32:
     """Dense inputs [B, M], transformed; a missing one is 0."""
-    columns = [_transformed(_one_chunk(table, field.name), field) for field in fields]
+    columns = [_transformed(one_chunk(table.column(field.name)), field) for field in fields]
     return np.nan_to_num(np.stack(columns, 1)) if columns else np.zeros((table.num_rows, 0), np.float32)
 
 
-def _one_chunk(table: pa.Table, name: str) -> pa.Array:
-    column = table.column(name)
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+def sample_ids(batch: pa.Table, files: Sequence[str]) -> pa.Array:
+    """Sample ids ``DIGEST:ROW`` [B] of a batch with the columns FILE and ROW; ``files`` are the dataset's."""
+    digests = pa.array(files, pa.string()).take(one_chunk(batch.column(FILE)))
+    return pc.binary_join_element_wise(digests, one_chunk(batch.column(ROW)).cast(pa.string()), ":")
 
 
 def _number_values(column: pa.Array, field: FieldSpec) -> tuple[I64, F32]:

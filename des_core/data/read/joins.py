@@ -22,7 +22,7 @@ from des_core.data.read.blocks import one_line
 from des_core.data.read.delimited import read_delimited
 from des_core.data.read.forms import form_of_values, in_form
 from des_core.data.read.hashing import I64, as_text, hash_values
-from des_core.data.read.parsing import column_without_missing, in_one
+from des_core.data.read.parsing import column_without_missing, one_chunk
 from des_core.errors import DataError, UnusableLogsError
 
 
@@ -43,7 +43,7 @@ class Side:
     def look_up(self, values: pa.ChunkedArray, names: Sequence[str]) -> pa.Table:
         """Columns ``names`` for each of ``values`` [R], null where no row has the value."""
         try:
-            keys_R = hash_values(in_form(in_one(values), self.form))
+            keys_R = hash_values(in_form(one_chunk(values), self.form))
         except DataError as error:
             raise DataError(f"source.join.on = {self.on!r}, by its side table: {error}") from None
         if not len(self.keys_S):
@@ -70,7 +70,7 @@ def _load(join: JoinConfig, source: SourceConfig) -> Side:
             raise DataError(f"{join.path}: no column {name!r} to join with; it has {has}; correct source.join")
     on = table.column(join.on)
     table = table.filter(on.is_valid())
-    keys = in_one(table.column(join.on))
+    keys = one_chunk(table.column(join.on))
     form = form_of_values(keys)
     keys_S = hash_values(in_form(keys, form))
     order_S = np.argsort(keys_S, kind="stable")

@@ -70,7 +70,7 @@ def column_without_missing(column: pa.ChunkedArray, missing: Sequence[str]) -> p
     return pa.chunked_array(chunks) if chunks else column
 
 
-def in_one(column: pa.ChunkedArray) -> pa.Array:
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
     """A column in one piece, copied only if it is in several."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 

@@ -27,7 +27,7 @@ from des_core.data.read.delimited import Raw, read_delimited
 from des_core.data.read.hashing import I64
 from des_core.data.read.joins import Side, load_sides
 from des_core.data.read.labels import F32, Faults, labels_of, parse_positive, shown
-from des_core.data.read.parsing import Bool, check_timezone, column_without_missing, in_one, to_micros
+from des_core.data.read.parsing import Bool, check_timezone, column_without_missing, one_chunk, to_micros
 from des_core.data.read.paths import DAY
 from des_core.errors import ConfigError, DataError, UnusableLogsError
 
@@ -252,7 +252,7 @@ def _labelled(chunk: Chunk, source: SourceConfig, first: bool) -> Chunk:
     faults: Faults = {}
     micros_R = chunk.micros_R
     if source.time:
-        times = in_one(chunk.records.column(source.time))
+        times = one_chunk(chunk.records.column(source.time))
         micros_R, absent_R, bad_R = to_micros(times, source.timezone)
         early_R = ~absent_R & ~bad_R & (micros_R < EARLIEST)
         if first and (bad_R | early_R).any() and (bad_R | early_R | absent_R).all():
@@ -262,7 +262,7 @@ def _labelled(chunk: Chunk, source: SourceConfig, first: bool) -> Chunk:
             if not absent_R[index]:
                 fault = f"the time {shown(times, index)} is {_not_a_time(int(micros_R[index]), bool(bad_R[index]))}"
             faults[index] = f"column {source.time}: {fault}"
-    label_R, unlabelled = labels_of(in_one(chunk.records.column(source.label)), source)
+    label_R, unlabelled = labels_of(one_chunk(chunk.records.column(source.label)), source)
     return replace(chunk, label_R=label_R, micros_R=micros_R).without(unlabelled | faults)
 
 

@@ -25,7 +25,7 @@ from des_core.data.read import libsvm, synthetic
 from des_core.data.read.forms import form_of_values, in_form
 from des_core.data.read.hashing import I64, MISSING, as_text, hash_text, hash_values
 from des_core.data.read.labels import Faults, shown
-from des_core.data.read.parsing import Bool, in_one, local_times, to_micros, to_numbers, without_missing
+from des_core.data.read.parsing import Bool, local_times, one_chunk, to_micros, to_numbers, without_missing
 from des_core.errors import DataError
 
 
@@ -130,7 +130,7 @@ class _Encoder:
     def _column(self, field: FieldSpec, name: str) -> pa.Array:
         if name not in self._records:
             raise DataError(f"no column {name!r}; the records have {', '.join(self._records)}")
-        return in_one(self._records[name])
+        return one_chunk(self._records[name])
 
     def _derived(self, values: pa.Array, field: FieldSpec) -> pa.Array:
         """Texts or numbers made of a column."""

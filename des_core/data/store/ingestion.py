@@ -30,7 +30,7 @@ from des_core.data.read.forms import form_of_values, in_form
 from des_core.data.read.hashing import Array, hash_values, splitmix64
 from des_core.data.read.joins import Side, load_sides
 from des_core.data.read.labels import Faults
-from des_core.data.read.parsing import day_bounds, days_of, in_one
+from des_core.data.read.parsing import day_bounds, days_of, one_chunk
 from des_core.data.read.sources import Chunk, read
 from des_core.data.store.dataset import earlier_days, settled_forms, stored_dataset
 from des_core.data.store.digests import Digests
@@ -149,7 +149,7 @@ class Ingestion:
         features = encoded.features
         group_R = np.zeros(len(chunk.rows_R), np.int64)
         if self.source.group:
-            groups = in_one(chunk.records.column(self.source.group))
+            groups = one_chunk(chunk.records.column(self.source.group))
             self._settle({GROUP: form_of_values(groups)} if not self._group_form else {})
             try:
                 group_R = hash_values(in_form(groups, self._group_form))

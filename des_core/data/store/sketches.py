@@ -19,7 +19,7 @@ from numba import njit, uint64
 from des_core import storage
 from des_core.contracts import ROW_GROUP, FieldSpec, Part
 from des_core.data.read.hashing import Array, hash_text, splitmix64
-from des_core.data.read.parsing import in_one
+from des_core.data.read.parsing import one_chunk
 from des_core.data.store.parts import damaged, open_rows
 from des_core.data.store.statistics import Sketch, Sketcher
 
@@ -39,7 +39,7 @@ class Sketching:
         if table.num_rows:
             draws_R = _draws(self._stream, self._row, table.num_rows)
             for field, sketcher in zip(self._fields, self._sketchers, strict=True):
-                sketcher.add(in_one(table.column(field.name)), draws_R)
+                sketcher.add(one_chunk(table.column(field.name)), draws_R)
             self._row += table.num_rows
 
     def save(self, root: str, part: Part, name: str) -> list[Sketch]:

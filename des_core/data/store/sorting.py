@@ -20,7 +20,7 @@ import pyarrow as pa
 from numba import njit
 
 from des_core.data.read.hashing import Array
-from des_core.data.read.parsing import in_one
+from des_core.data.read.parsing import one_chunk
 
 U64 = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -62,7 +62,7 @@ class Sorter:
         # Rows that end up together lie together in every sorted table: what is picked later is near in memory.
         order_R = _order(key_R)
         for name, column in self._columns.items():
-            column.put(self._rows, in_one(table.column(name)), order_R)
+            column.put(self._rows, one_chunk(table.column(name)), order_R)
         self._rows += table.num_rows
         self._bytes += table.nbytes
         if self._bytes >= RUN_BYTES:

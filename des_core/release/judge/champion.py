@@ -24,14 +24,14 @@ from des_core import metrics as measure
 from des_core import scratch, storage
 from des_core.config import FieldConfig, StorageConfig
 from des_core.contracts import FILE, LABEL, ROW, TIME, Dataset, FieldSpec, Reference, Segment
-from des_core.data.feed.batches import Stream, columns_of
+from des_core.data.feed.batches import Stream, columns_of, sample_ids
 from des_core.data.store import drift
 from des_core.errors import ConfigError, DataError, StorageError, UserError
 from des_core.release.judge import checks
-from des_core.release.judge.gate import Champion, NewRows, read_table
-from des_core.release.judge.slices import sample_ids
+from des_core.release.judge.gate import read_table
 from des_core.release.registry import registry
 from des_core.run import Day, Run
+from des_core.verdict import Champion, NewRows
 
 if TYPE_CHECKING:
     from des_core.release.serve.serving import Scorer

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from des_core import metrics as measure
 from des_core.config import GateConfig
-from des_core.contracts import Record
+from des_core.verdict import Check, Drift
 
 Floats = npt.NDArray[np.float64]
 
@@ -20,29 +20,6 @@ UNBOUNDED = 1e9
 """A bound from here on is none."""
 
 NAMES = {"auc": "AUC", "logloss": "log loss", "ne": "normalised entropy", "calibration": "calibration", "rmse": "RMSE"}
-
-
-class Check(Record):
-    """One bound."""
-
-    name: str
-    """Its key in [gate]; of a field's drift and of the reference with what it is of."""
-    value: float
-    bound: float
-    kept: bool
-    about: str
-    """One line for a person."""
-
-
-class Drift(Record):
-    """A field's drift in the day."""
-
-    field: str
-    psi: float
-    new_share: float
-    missing_share: float
-    missing_before: float
-    kept: bool
 
 
 def absolute(bounds: GateConfig, task: str, metrics: Mapping[str, float], whose: str = "") -> list[Check]:

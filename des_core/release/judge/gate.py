@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,89 +29,16 @@ import pyarrow.parquet as pq
 from des_core import metrics as measure
 from des_core import storage
 from des_core.config import GateConfig
-from des_core.contracts import Dataset, Record, Reference
+from des_core.contracts import Dataset, Reference
 from des_core.data.read.hashing import MISSING
 from des_core.errors import StorageError
 from des_core.release.judge import checks, slices
-from des_core.release.judge.checks import Check, Clusters, Drift, Floats
-from des_core.release.judge.slices import Slice
+from des_core.release.judge.checks import Clusters, Floats
 from des_core.run import Run
-
-Outcome = Literal["accept", "reject", "inconclusive", "not_comparable"]
+from des_core.verdict import Champion, Check, Drift, NewRows, Outcome, Slice, Verdict
 
 Sliced = Mapping[str, tuple[pa.Table, Mapping[int, str]]]
 """Field -> its values in the test rows and their texts, see slices.py."""
-
-
-class Champion(Record):
-    """``champion.json``: the champion's scores of the candidate's test rows are in ``champion.parquet``."""
-
-    status: Literal["none", "scored", "not_comparable"]
-    version: str = ""
-    """Version in the registry, empty where there is no champion."""
-    reason: str = ""
-    """Why it is not comparable."""
-    report: str
-    """Reference of the report whose rows were scored."""
-    reference: str = ""
-    """Version of gate.reference, or of a week before, whose scores of the same rows are in ``reference.parquet``."""
-    reference_reason: str = ""
-    """Why the reference could not score them, or empty."""
-    reference_given: bool = True
-    """Whether the config names it; else it is the champion of a week before, without which the verdict is made too."""
-    scores_sha256: str = ""
-    """Of ``champion.parquet``, where the status is "scored"."""
-    reference_sha256: str = ""
-    """Of ``reference.parquet``, where the reference scored them."""
-
-
-class NewRows(Record):
-    """``new_rows.json``: the pinned champion on a day's new rows, before anything was trained on them."""
-
-    as_of: str = ""
-    version: str = ""
-    """The champion; empty where there is none, or where it could not score the rows."""
-    reason: str = ""
-    """Why the champion could not score them."""
-    samples: int = 0
-    metrics: dict[str, float] = {}
-    """Over all new rows: auc, logloss, ne, calibration, or rmse; as far as the rows show them."""
-    days: dict[str, dict[str, float]] = {}
-    """Day -> samples and metrics of its rows."""
-    accepted: tuple[str, ...] = ()
-    """Days of the window whose data a person took nevertheless: nothing more is said against them."""
-    scores_sha256: str = ""
-    """Of ``new_rows.parquet``, where there is a version."""
-    drift: dict[str, dict[str, float]] = {}
-    """Field -> psi, new_share, missing_share, missing_before: the run's day against the days before it."""
-
-
-class Verdict(Record):
-    """``gate.json``: what the gate decided, and why."""
-
-    accepted: bool
-    verdict: Outcome
-    reasons: tuple[str, ...]
-    """One line each; the first one decided."""
-    metrics: dict[str, float]
-    champion: str = ""
-    """Version of the champion that was compared, or empty."""
-    reference: str = ""
-    """Version of gate.reference, or empty."""
-    inputs: str = ""
-    """Reference of the champion's record, which names the report and the scores."""
-    new_rows: str = ""
-    """Reference of the day's record of its new rows."""
-    bounds: str = ""
-    """``Config.verdict_digest`` of the bounds."""
-    data_at_fault: bool = False
-    days_at_fault: tuple[str, ...] = ()
-    """Days whose data are the reason."""
-    intervals: dict[str, tuple[float, float]] = {}
-    """The 95 % interval of a metric, by its name."""
-    checks: tuple[Check, ...] = ()
-    slices: tuple[Slice, ...] = ()
-    drift: tuple[Drift, ...] = ()
 
 
 @dataclass

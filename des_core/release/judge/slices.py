@@ -14,33 +14,15 @@ import pyarrow.compute as pc
 
 from des_core import metrics as measure
 from des_core.config import GateConfig
-from des_core.contracts import FILE, GROUP, ROW, Dataset, Record, Reference
-from des_core.data.feed.batches import Stream
+from des_core.contracts import FILE, GROUP, ROW, Dataset, Reference
+from des_core.data.feed.batches import Stream, sample_ids
 from des_core.data.read.hashing import MISSING
-from des_core.release.judge.checks import Check, Clusters, Floats
+from des_core.data.read.parsing import one_chunk
+from des_core.release.judge.checks import Clusters, Floats
+from des_core.verdict import Check, Slice
 
 MOST_VALUES = 20
 BATCH = 1 << 18
-
-
-class Slice(Record):
-    """The rows of one value."""
-
-    field: str
-    value: str
-    samples: int
-    auc: float
-    champion_auc: float
-    difference: float
-    low: float
-    """Lower end of the difference's 95 % interval."""
-    kept: bool
-
-
-def sample_ids(batch: pa.Table, files: tuple[str, ...]) -> pa.Array:
-    """Sample ids ``DIGEST:ROW`` of a batch of the feature store with its FILE and ROW columns."""
-    digests = pa.array(files).take(batch.column(FILE).combine_chunks())
-    return pc.binary_join_element_wise(digests, batch.column(ROW).combine_chunks().cast(pa.string()), ":")
 
 
 def of(dataset: Reference, field: str) -> tuple[pa.Table, dict[int, str]]:
@@ -48,7 +30,7 @@ def of(dataset: Reference, field: str) -> tuple[pa.Table, dict[int, str]]:
     known = Dataset.load(dataset)
     tables = []
     for batch in Stream(dataset, "test", [field, FILE, ROW]).batches(BATCH):
-        samples, keys = sample_ids(batch, known.files), batch.column(field).combine_chunks()
+        samples, keys = sample_ids(batch, known.files), one_chunk(batch.column(field))
         if pa.types.is_list(keys.type):
             samples, keys = samples.take(pc.list_parent_indices(keys)), keys.flatten()
         tables.append(pa.table({"sample": samples, "key": keys}))

@@ -20,8 +20,8 @@ from typing import Any
 import des_core
 from des_core import storage
 from des_core.contracts import Record
-from des_core.release.judge.gate import Verdict
 from des_core.run import Run
+from des_core.verdict import Verdict
 
 LONGEST_TAG = 5_000
 """Characters that every MLflow server takes in a tag; a longer config is an artifact only."""

@@ -36,10 +36,10 @@ from des_core.addresses import SQLITE, sqlite_address, sqlite_path
 from des_core.config import Config
 from des_core.contracts import Record, Reference
 from des_core.errors import RegistryError, StorageError, of_system
-from des_core.release.judge.gate import Verdict
 from des_core.release.registry import availability, lineage
 from des_core.run import Run
 from des_core.secrets import hidden
+from des_core.verdict import Verdict
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -66,15 +66,6 @@ def cut(text: str, longest: int = LONGEST) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "\u2026"
 
 
-def bytes_text(size: float) -> str:
-    """Bytes in the largest unit that keeps a digit before the point."""
-    for unit in ("B", "kB", "MB"):
-        if abs(size) < 999.5:
-            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
-
-
 environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
 environment.filters |= {"number": number, "signed": signed, "percent": percent, "count": count, "finite": math.isfinite}
 environment.globals["most_rows"] = MOST_ROWS

@@ -7,23 +7,9 @@ from typing import Any
 from markupsafe import Markup
 
 from des_core import storage
+from des_core.contracts import PHASES, PREFETCH
 from des_core.release.report.markup import page, parts
 from des_core.run import Run
-
-ABOUT = {
-    "read": "the next batch's columns from the feature store",
-    "decode": "columns to lookups: hashes, weights, owners",
-    "index": "unique ids, their slots, admission",
-    "stall": "training waited for the next batch",
-    "gather": "unique rows from the table",
-    "partial": "partial results of what is owned here",
-    "exchange": "inside collectives, both ways",
-    "head": "totals to loss",
-    "backward": "loss to gradients of rows",
-    "update": "optimizer, rows and dense weights",
-}
-PREFETCH = ("read", "decode", "index")
-"""Phases that run under the others, in the prefetch thread."""
 
 WIDTH, LEFT, RIGHT, BAR, GAP = 380.0, 62.0, 52.0, 14.0, 7.0
 
@@ -31,7 +17,7 @@ WIDTH, LEFT, RIGHT, BAR, GAP = 380.0, 62.0, 52.0, 14.0, 7.0
 def write(run: Run) -> tuple[dict[str, float], str]:
     """Milliseconds per step by phase on worker 0, and the address of the page that shows them."""
     training = storage.read_json(run.path("training.json"))
-    phases = {phase: training["profile"][phase] for phase in ABOUT}
+    phases = {phase: training["profile"][phase] for phase in PHASES}
     name = run.config.run.name
     text = page(f"{name}: one step", (parts.title(f"{name}: one training step"), steps(training)))
     storage.write_bytes(run.path("profile.html"), text.encode())
@@ -41,7 +27,7 @@ def write(run: Run) -> tuple[dict[str, float], str]:
 def steps(training: dict[str, Any]) -> Markup:
     """The section about a step's phases; empty where none were measured."""
     measured = training.get("profile") or {}
-    phases = {phase: float(measured[phase]) for phase in ABOUT if phase in measured}
+    phases = {phase: float(measured[phase]) for phase in PHASES if phase in measured}
     if not any(phases.values()):
         return Markup()
     step_ms = sum(ms for phase, ms in phases.items() if phase not in PREFETCH)
@@ -51,7 +37,7 @@ def steps(training: dict[str, Any]) -> Markup:
         f"{100 * stall:.1f} % of it waiting for input; {training['samples_per_s']:,.0f} samples/s over all workers."
     )
     rows = [
-        [phase, parts.soft(ABOUT[phase]), "prefetch thread" if phase in PREFETCH else "step", f"{ms:.3f}"]
+        [phase, parts.soft(PHASES[phase]), "prefetch thread" if phase in PREFETCH else "step", f"{ms:.3f}"]
         for phase, ms in phases.items()
     ]
     columns = [("phase", ""), ("what", "about"), ("runs in", "together"), ("ms per step", "number")]

@@ -12,8 +12,9 @@ from markupsafe import Markup
 
 from des_core import metrics, storage
 from des_core.contracts import Dataset
+from des_core.log import byte_text
 from des_core.release.report import figures
-from des_core.release.report.markup import bytes_text, count, cut, parts
+from des_core.release.report.markup import count, cut, parts
 from des_core.run import Run
 
 TOP_VALUES = 3
@@ -124,9 +125,9 @@ def network(report: Document) -> Markup:
         bars = parts.bar(predicted / most, "predicted") + parts.bar(counted / most)
         ratio = f"{counted / predicted:.3f}" if predicted else "\u2013"
         ways = [
-            bytes_text(line[way]["counted_bytes_per_step"]) if way in line else "" for way in ("forward", "backward")
+            byte_text(line[way]["counted_bytes_per_step"]) if way in line else "" for way in ("forward", "backward")
         ]
-        cells = [bytes_text(predicted), bytes_text(counted), ratio, *ways, f"{line.get('ms_per_step', 0):.2f}"]
+        cells = [byte_text(predicted), byte_text(counted), ratio, *ways, f"{line.get('ms_per_step', 0):.2f}"]
         rows.append([parts.under(name, line["kind"]), bars, *cells])
     names = ("predicted", "counted", "ratio", "forward", "backward", "ms")
     columns = [("exchange", "words"), ("", "bars"), *((name, "number") for name in names)]
@@ -161,7 +162,7 @@ def tables(report: Document) -> Markup:
         return Markup()
     last = report["table"][-1]
     cells = [f"{last[key]:,.0f}" for key in ("rows", "candidates", "admitted", "evicted")]
-    cells += [bytes_text(last["bytes"]), f"{last['bytes_per_row']:.0f}", f"{last['load']:.2f}"]
+    cells += [byte_text(last["bytes"]), f"{last['bytes_per_row']:.0f}", f"{last['load']:.2f}"]
     names = (
         "rows",
         "waiting for admission",

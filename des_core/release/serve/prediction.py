@@ -24,7 +24,7 @@ from des_core.contracts import FieldSpec
 from des_core.data.read import sources
 from des_core.data.read.hashing import as_text
 from des_core.data.read.joins import load_sides
-from des_core.data.read.parsing import in_one
+from des_core.data.read.parsing import one_chunk
 from des_core.data.read.paths import digest_of
 from des_core.data.store.encoding import encode_checked
 from des_core.errors import DataError, RegistryError
@@ -86,7 +86,7 @@ def predict(folder: str, path: str, output: str, config: Config | None = None, k
         file.write(_lines([pa.array([name]) for name in ("sample", "probability", *keep)]))
         for chunk in _chunks(source, path, scorer.description.fields, keep):
             good, scores = _score(scorer, chunk, source)
-            samples = pa.array([f"{digest}:{row}" for row in good.rows_R.tolist()], pa.string())
+            samples = pc.binary_join_element_wise(digest, pa.array(good.rows_R).cast(pa.string()), ":")
             kept = [_texts(path, name, good.records.column(name)) for name in keep]
             file.write(_lines([samples, pa.array(scores).cast(pa.string()), *kept]))
             rows += len(samples)
@@ -99,7 +99,7 @@ def predict(folder: str, path: str, output: str, config: Config | None = None, k
 def _texts(path: str, name: str, column: pa.ChunkedArray) -> pa.Array:
     """A column as a log in text has it."""
     try:
-        return as_text(in_one(column)).cast(pa.string())
+        return as_text(one_chunk(column)).cast(pa.string())
     except (pa.ArrowException, TypeError):
         raise DataError(f"{path}: --keep {name}: a column of type {column.type} is no text; leave it out") from None
 

@@ -21,7 +21,7 @@ import torch
 from des_core import storage
 from des_core.config import Config
 from des_core.contracts import FILE, LABEL, ROW, Dataset, FieldSpec, Record, Reference, read_as
-from des_core.data.feed.batches import Stream, columns_of, dense_values, everything
+from des_core.data.feed.batches import Stream, columns_of, dense_values, everything, sample_ids
 from des_core.data.store.features import encode
 from des_core.engine.dense_layers import Home
 from des_core.engine.models import Model, build
@@ -303,8 +303,7 @@ class Scorer:
         for batch in Stream(dataset, split, [*wanted, LABEL, FILE, ROW]).batches(BATCH):
             scores.append(self.score_features(batch))
             labels.append(batch.column(LABEL).to_numpy())
-            numbers = zip(batch.column(FILE).to_pylist(), batch.column(ROW).to_pylist(), strict=True)
-            ids = [f"{files[file]}:{row}" for file, row in numbers]
+            ids = sample_ids(batch, files).to_pylist()
             wrong = not_finite(scores[-1])
             if len(wrong):
                 raise DataError(f"sample {ids[wrong[0]]}: {self.blame(batch, int(wrong[0]))}")
