@@ -281,7 +281,7 @@ def gate(run: Run) -> Done:
 def register(run: Run) -> Done:
     """``version.json``: the model in the registry, and its aliases."""
     from des_core.release.judge.gate import same_verdict, verdict_of
-    from des_core.release.registry import registry
+    from des_core.release.registry import registration
     from des_core.release.report import report
     from des_core.verdict import Verdict
 
@@ -289,8 +289,8 @@ def register(run: Run) -> Done:
     if not same_verdict(judged, verdict_of(run)):
         raise StorageError(f"{judged.uri} is not the verdict that the run's files give; judge it again: des register")
     verdict = Verdict.load(judged)
-    reference, adopted = registry.register(run, verdict, _model)
-    record = registry.Registered.load(reference)
+    reference, adopted = registration.register(run, verdict, _model)
+    record = registration.Registered.load(reference)
     page = report.write(run)
     run.publish()
     aliases = ", ".join(record.aliases) or "no alias"

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from des_core import log, storage
 from des_core.log import byte_text
 from des_core.release.registry.lineage import Link
-from des_core.release.registry.registry import Registered
+from des_core.release.registry.registration import Registered
 from des_core.run import Run
 from des_core.secrets import hidden
 from des_core.verdict import Verdict

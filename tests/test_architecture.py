@@ -17,7 +17,7 @@ FILES = sorted(
 ONLY = {
     "torch": ("des_core/engine/", "des_core/release/serve/serving.py"),
     "torch.distributed": ("des_core/engine/exchange/collectives.py",),
-    "mlflow": ("des_core/release/registry/registry.py", "des_core/release/serve/serving.py"),
+    "mlflow": ("des_core/release/registry/",),
     "kubernetes": ("k8s/jobs.py",),
     "kfp": ("components/", "pipelines/"),
     "kfp_server_api": ("pipelines/client.py",),

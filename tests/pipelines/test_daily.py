@@ -33,7 +33,7 @@ from des_core.contracts import FILE, ROW, TIME, Dataset, Reference
 from des_core.data.feed.batches import Stream
 from des_core.errors import BusyError, DataError, UserError
 from des_core.recurring import daily, lease
-from des_core.release.registry import registry
+from des_core.release.registry import mlflow_client
 from des_core.run import Day, Run, reopen, under_root
 from tests.pipelines.test_local import DES, ROOT, Ended, des, start
 
@@ -241,7 +241,7 @@ def test_the_cut_is_a_time(week: Week) -> None:
 
 
 def test_versions_say_where_they_stand(week: Week) -> None:
-    with registry._client(week.config.registry.tracking_uri) as client:
+    with mlflow_client.connect(week.config.registry.tracking_uri) as client:
         tags = {number: client.get_model_version("week", str(number)).tags for number in range(1, 7)}
         aliases = client.get_registered_model("week").aliases
     for version, run in enumerate(runs(week), 1):
@@ -256,7 +256,7 @@ def test_versions_say_where_they_stand(week: Week) -> None:
 
 def versions(uri: str) -> int:
     """How many versions a registry has of this model."""
-    with registry._client(uri) as client:
+    with mlflow_client.connect(uri) as client:
         return len(client.search_model_versions("name='week'"))
 
 
@@ -310,12 +310,12 @@ def test_a_later_day_takes_in_what_was_accepted_and_what_came_late(week: Week, t
     # The day itself, again: another run, whose judgement knows that a person took it.
     before = week.day(SHUFFLED)
     own = load_config(week.folder / "week.toml", (f"run.dir={tmp_path}/runs",))
-    with registry._client(own.registry.tracking_uri) as client:
+    with mlflow_client.connect(own.registry.tracking_uri) as client:
         client.set_registered_model_alias("week", "champion", before.day.champion if before.day else "")
     anew = daily.pin_day(own, SHUFFLED, stages.day_parts(own, SHUFFLED))
     assert anew.day is not None and anew.day.accepted == (SHUFFLED,) and anew.key != before.key
     assert not storage.exists(anew.path("new_rows.json"))
-    with registry._client(own.registry.tracking_uri) as client:
+    with mlflow_client.connect(own.registry.tracking_uri) as client:
         client.set_registered_model_alias("week", "champion", "6")
     config = load_config(week.folder / "week.toml", (f"run.dir={tmp_path}/runs",))
     ready = week.folder / f"logs/{LATE}.ready"

@@ -33,7 +33,7 @@ from des_core.data.store import features
 from des_core.errors import ConfigError, DesError, StorageError
 from des_core.release.judge import champion
 from des_core.release.judge.gate import decide
-from des_core.release.registry import registry
+from des_core.release.registry import mlflow_client
 from des_core.run import Run, pin
 from des_core.verdict import Champion, Verdict
 from pipelines import cli
@@ -352,7 +352,7 @@ def test_other_bounds_judge_the_same_model_again(folder: Path, first: Ended) -> 
         assert done.numbers["accepted"] == (verdict == "accept")
         assert finished.finished_run(run.config) is not None
         assert stages.gate(run).unchanged and stages.register(run).unchanged
-        with registry._client(run.config.registry.tracking_uri) as client:
+        with mlflow_client.connect(run.config.registry.tracking_uri) as client:
             tags = client.get_model_version("small", "1").tags
             page = client.download_artifacts(client.get_model_version("small", "1").run_id, "gate.json")
         assert tags["des.verdict"] == verdict and tags["des.complete"] == "true"

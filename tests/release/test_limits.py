@@ -22,7 +22,7 @@ import uvicorn
 from des_core.data.read.hashing import splitmix64
 from des_core.engine.weights import index
 from des_core.errors import DamagedError, DataError, StorageError
-from des_core.release.registry import registry
+from des_core.release.registry import registration
 from des_core.release.serve import cache, payload, server, serving
 from des_core.release.serve.limits import Limits, limits_of
 from tests.finished import finished_run
@@ -271,7 +271,7 @@ def test_a_replica_reads_a_copy_of_its_own(tmp_path: Path) -> None:
     """Whoever truncates the registry's file, or what lies in storage, takes nothing from who has mapped it."""
     run = finished_run(tmp_path, "registry.embed_limit=0")
     uri = run.config.registry.tracking_uri
-    registry.register(run, ACCEPT, lambda run: (model_of(run.path("model"), run, 1), RECORDS))
+    registration.register(run, ACCEPT, lambda run: (model_of(run.path("model"), run, 1), RECORDS))
     os.environ["DES_CACHE"] = str(tmp_path / "cache")
     try:
         replica = server.Replica("models:/shop@champion", uri)

@@ -28,7 +28,7 @@ from des_core import log, storage
 from des_core.addresses import sqlite_address, sqlite_path
 from des_core.contracts import Reference
 from des_core.errors import RegistryError, UnavailableError
-from des_core.release.registry import availability, lineage, registry
+from des_core.release.registry import availability, lineage, mlflow_client, registration, registry
 from des_core.release.serve import prediction
 from des_core.run import Day, Run
 from des_core.verdict import Verdict
@@ -68,14 +68,14 @@ def first(folder: Path) -> tuple[Run, Reference]:
     assert registry.standing(run) == ("", "", ())
     assert registry.champion(run.config, str(folder)) is None
     assert not (folder / "runs/shop/mlflow.db").exists(), "asking must not make a database"
-    reference, adopted = registry.register(run, ACCEPT, export)
+    reference, adopted = registration.register(run, ACCEPT, export)
     assert not adopted
     return run, reference
 
 
 @pytest.fixture(scope="module")
 def client(first: tuple[Run, Reference]) -> Any:
-    with registry._client(first[0].config.registry.tracking_uri) as client:
+    with mlflow_client.connect(first[0].config.registry.tracking_uri) as client:
         return client
 
 
@@ -85,7 +85,7 @@ def aliases(client: Any) -> dict[str, str]:
 
 def test_the_first_accepted_model_is_candidate_and_champion(first: tuple[Run, Reference]) -> None:
     run, reference = first
-    record = registry.Registered.load(reference)
+    record = registration.Registered.load(reference)
     assert (record.name, record.version, record.accepted) == ("shop", "1", True)
     assert record.aliases == ("candidate", "champion")
     assert registry.standing(run) == ("1", "1", ("candidate", "champion"))
@@ -130,13 +130,13 @@ def test_the_artifact_is_the_export_without_pickle_and_without_what_stays_in_sto
 
 def test_the_same_run_again_adopts_its_version(first: tuple[Run, Reference]) -> None:
     run, reference = first
-    assert registry.register(run, ACCEPT, refuse) == (reference, True)
+    assert registration.register(run, ACCEPT, refuse) == (reference, True)
 
 
 def test_aliases_that_a_crash_left_out_are_set_by_the_next_try(first: tuple[Run, Reference], client: Any) -> None:
     client.delete_registered_model_alias("shop", "champion")
     client.delete_model_version_tag("shop", "1", "des.complete")
-    registry.register(first[0], ACCEPT, refuse)
+    registration.register(first[0], ACCEPT, refuse)
     assert aliases(client) == {"candidate": "1", "champion": "1"}
 
 
@@ -144,12 +144,12 @@ def test_a_rejected_model_is_a_candidate_and_the_champion_stays(
     first: tuple[Run, Reference], folder: Path, client: Any
 ) -> None:
     run = finished_run(folder, "run.seed=2")
-    reference, _ = registry.register(run, REJECT, export)
-    record = registry.Registered.load(reference)
+    reference, _ = registration.register(run, REJECT, export)
+    record = registration.Registered.load(reference)
     assert (record.version, record.aliases, record.accepted) == ("2", ("candidate",), False)
     assert aliases(client) == {"candidate": "2", "champion": "1"}
     # The champion's own run, registered again, takes nothing back.
-    registry.register(first[0], ACCEPT, refuse)
+    registration.register(first[0], ACCEPT, refuse)
     assert aliases(client) == {"candidate": "2", "champion": "1"}
 
 
@@ -158,7 +158,7 @@ def test_a_verdict_against_a_champion_of_the_past_is_refused(first: tuple[Run, R
     with pytest.raises(
         RegistryError, match=r"champion of shop is now version 1, the gate compared none; run des evalu"
     ):
-        registry.register(run, ACCEPT, export)
+        registration.register(run, ACCEPT, export)
     assert registry.standing(run) == ("1", "", ())
 
 
@@ -235,7 +235,7 @@ def against(champion: str, verdict: Verdict = ACCEPT) -> Verdict:
 
 def registered(run: Run, verdict: Verdict, export_: Callable[[Run], tuple[str, pa.Table]] = export) -> tuple[Any, ...]:
     """Version, aliases and acceptance after registering a run."""
-    record = registry.Registered.load(registry.register(run, verdict, export_)[0])
+    record = registration.Registered.load(registration.register(run, verdict, export_)[0])
     return record.version, record.aliases, record.accepted
 
 
@@ -273,7 +273,7 @@ def test_a_chain_leads_from_a_version_to_the_first(line: Line) -> None:
     assert [link.version for link in registry.chain(f"models:/{name}/2", line.uri)] == ["2", "1"]
     with pytest.raises(RegistryError, match=rf"models:/{name}/9 does not exist at .*; {name} has versions 1, 2, 3 and"):
         registry.chain(f"models:/{name}/9", line.uri)
-    with registry._client(line.uri) as client:
+    with mlflow_client.connect(line.uri) as client:
         files = {file.path for file in client.list_artifacts(chain[0].mlflow_run)}
         assert files >= {"config.json", "environment.txt", "inputs.json", "report.json", "training.json"}
         metrics = client.get_run(chain[0].mlflow_run).data.metrics
@@ -291,7 +291,7 @@ def test_two_processes_that_register_one_run_make_one_version(line: Line) -> Non
         return export(run)
 
     assert registered(run, ACCEPT, beaten) == ("1", ("candidate", "champion"), True)
-    with registry._client(line.uri) as client:
+    with mlflow_client.connect(line.uri) as client:
         assert len(client.search_model_versions(f"name='{run.config.run.name}'")) == 1
 
 
@@ -312,7 +312,7 @@ def test_an_alias_moved_by_hand_is_heeded(line: Line) -> None:
     registered(first, ACCEPT)
     registered(second, against("1"))
     name = first.config.run.name
-    with registry._client(line.uri) as client:
+    with mlflow_client.connect(line.uri) as client:
         client.set_registered_model_alias(name, "champion", "1")
     found = registry.parent(first.config)
     assert found is not None and (found.version, found.as_of) == ("1", "2026-01-01")
@@ -321,7 +321,7 @@ def test_an_alias_moved_by_hand_is_heeded(line: Line) -> None:
     with pytest.raises(
         RegistryError, match=r"now version 1, the run of 2026-01-03 was pinned to 2; run the day again, .*2026-01-03$"
     ):
-        registry.register(line.day(3, "2"), against("2"), refuse)
+        registration.register(line.day(3, "2"), against("2"), refuse)
     # The one that was left is registered already, and stays left.
     assert registered(second, against("1"), refuse) == ("2", ("candidate",), True)
     assert registered(line.day(3, "1"), against("1")) == ("3", ("candidate", "champion"), True)
@@ -338,7 +338,7 @@ def test_no_password_is_written_anywhere(tmp_path: Path, postgres: str) -> None:
         content = file.read_bytes()
         assert b":secret" not in content and b"hidden-hook" not in content, file
     version = registry.chain(f"models:/{run.config.run.name}/1", line.uri)[0]
-    with registry._client(line.uri) as client:
+    with mlflow_client.connect(line.uri) as client:
         tags = client.get_run(version.mlflow_run).data.tags | client.get_model_version(run.config.run.name, "1").tags
     assert not [key for key, value in tags.items() if "secret" in value or "hidden-hook" in value]
     assert json.loads(tags["des.config"])["registry"]["tracking_uri"].startswith("postgresql://***@127.0.0.1:")
@@ -428,7 +428,7 @@ def test_a_database_of_something_else_is_one_line(tmp_path: Path, first: tuple[R
 
 def test_mlflow_says_nothing_on_the_terminal(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = finished_run(folder, "run.seed=4")
-    registry.register(run, REJECT, export)
+    registration.register(run, REJECT, export)
     assert capfd.readouterr() == ("", "")
 
 
@@ -457,7 +457,7 @@ def silent_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-OPEN = "import sys; from des_core.release.registry import registry\nwith registry._client(sys.argv[1]): pass"
+OPEN = "import sys; from des_core.release.registry import mlflow_client\nwith mlflow_client.connect(sys.argv[1]): pass"
 
 
 def test_a_database_whose_making_was_killed_is_made_anew(tmp_path: Path) -> None:
@@ -475,7 +475,7 @@ def test_a_database_whose_making_was_killed_is_made_anew(tmp_path: Path) -> None
         for table in ("experiments", "runs", "alembic_version"):
             database.execute(f"create table {table} (id integer)")
         database.commit()
-    with registry._client(uri) as client:
+    with mlflow_client.connect(uri) as client:
         assert client.search_registered_models() == []
     assert sorted(one.name for one in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.half-made"]
 
@@ -485,7 +485,7 @@ def test_any_folder_can_hold_the_run(tmp_path: Path) -> None:
     folder.mkdir()
     run = finished_run(folder)
     ACCEPT.write(run.path("gate.json"))
-    registry.register(run, ACCEPT, export)
+    registration.register(run, ACCEPT, export)
     assert list(tmp_path.iterdir()) == [folder], "no other folder is made"
     assert (folder / "runs/shop/mlflow.db").exists() and registry.standing(run).champion == "1"
     found = registry.champion(run.config, str(tmp_path / "unused"))
@@ -648,11 +648,11 @@ def test_a_registry_that_goes_away_while_registering_is_waited_for(
             link.cut(cuts.pop())
         return export(run)
 
-    reference, adopted = registry.register(run, ACCEPT, cut)
+    reference, adopted = registration.register(run, ACCEPT, cut)
     assert not adopted and not cuts
-    assert registry.Registered.load(reference).version == "1"
+    assert registration.Registered.load(reference).version == "1"
     assert "event=waiting" in capfd.readouterr().err
-    with registry._client(uri) as client:
+    with mlflow_client.connect(uri) as client:
         (version,) = client.search_model_versions("name='patient'")
         experiment = client.get_experiment_by_name("patient")
         (kept,) = client.search_runs([experiment.experiment_id])
@@ -662,7 +662,7 @@ def test_a_registry_that_goes_away_while_registering_is_waited_for(
     late = Line(tmp_path / "late", ("run.name=hasty", "registry.wait_s=1", f"registry.tracking_uri={uri}"))
     link.cut(60.0)
     with pytest.raises(UnavailableError, match="cannot be reached"):
-        registry.register(late.whole(), ACCEPT, export)
+        registration.register(late.whole(), ACCEPT, export)
     link.close()
 
 
@@ -711,7 +711,7 @@ def test_a_version_whose_files_cannot_be_checked_is_refused(line: Line) -> None:
     run = line.whole()
     registered(run, ACCEPT)
     name = run.config.run.name
-    with registry._client(line.uri) as client:
+    with mlflow_client.connect(line.uri) as client:
         client.delete_model_version_tag(name, "1", "des.model_digest")
     with pytest.raises(RegistryError, match=rf"models:/{name}/1 has no tag des.model_digest, by which its files are"):
         registry.fetch(f"models:/{name}/1", line.uri, "unused")
@@ -735,13 +735,13 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from des_core.errors import DesError
-from des_core.release.registry import registry
+from des_core.release.registry import registration
 from tests.finished import finished_run
 from tests.release.test_registry import ACCEPT, export
 run = finished_run(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
 try:
-    registry.register(run, ACCEPT, export)
+    registration.register(run, ACCEPT, export)
 except DesError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """

@@ -21,7 +21,7 @@ from des_core.data.read.hashing import hash_values
 from des_core.data.store.features import ingest
 from des_core.engine.models import build
 from des_core.errors import DataError
-from des_core.release.registry import registry
+from des_core.release.registry import registration
 from des_core.release.serve import prediction, pyfunc, server, serving
 from tests.finished import finished_run
 from tests.release.test_registry import ACCEPT
@@ -205,7 +205,7 @@ def test_mlflows_own_server_scores_every_form_it_takes(model: str, expected: Any
         from mlflow.pyfunc.scoring_server import invocations
 
         example = pa.table({name: pa.array(values) for name, values in COLUMNS.items()})
-        registry.register(run, ACCEPT, lambda _: (model, example))
+        registration.register(run, ACCEPT, lambda _: (model, example))
         mlflow.set_tracking_uri(run.config.registry.tracking_uri)
         loaded = mlflow.pyfunc.load_model("models:/shop/1")
         np.testing.assert_array_equal(loaded.predict(pd.DataFrame(COLUMNS)), expected)

@@ -27,7 +27,7 @@ from des_core.data.read.hashing import hash_values
 from des_core.engine.models import build
 from des_core.errors import DataError
 from des_core.log import parse_event
-from des_core.release.registry import registry
+from des_core.release.registry import mlflow_client, registration, registry
 from des_core.release.serve import payload, server, serving
 from des_core.run import Run
 from tests.finished import config_of, dataset_of, finished_run
@@ -58,10 +58,10 @@ class Shop:
     def __init__(self, folder: Path) -> None:
         run = finished_run(folder)
         self.uri = run.config.registry.tracking_uri
-        registry.register(run, ACCEPT, lambda run: (model_of(run.path("model"), run, 1), RECORDS))
+        registration.register(run, ACCEPT, lambda run: (model_of(run.path("model"), run, 1), RECORDS))
         first = Path(registry.fetch("models:/shop/1", self.uri, "").folder)
         self.folders = {"1": first}
-        with registry._client(self.uri) as client:
+        with mlflow_client.connect(self.uri) as client:
             self._client = client
             for number in ("2", "3"):
                 shutil.copytree(first.parent.parent, folder / number)
