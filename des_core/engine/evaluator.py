@@ -20,7 +20,8 @@ from des_core.data.feed.batches import Stream, sample_ids
 from des_core.data.read.hashing import MISSING
 from des_core.engine.exchange.collectives import Collectives
 from des_core.engine.exchange.plan import home_edges
-from des_core.engine.worker import Worker, main
+from des_core.engine.process import main
+from des_core.engine.worker import Worker
 from des_core.errors import UserError
 from des_core.run import Run
 

@@ -8,11 +8,9 @@ was stopped and resumed is, bit for bit, the run that never stopped.
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -24,15 +22,18 @@ import torch
 from pydantic import ValidationError
 
 from des_core import log, metrics, storage
-from des_core.contracts import FILE, GROUP, LABEL, ROW, TIME, Record, Reference
+from des_core.contracts import FILE, GROUP, LABEL, ROW, TIME, Reference
 from des_core.data.feed.batches import Stream, sample_ids
 from des_core.data.feed.prefetch import ahead
 from des_core.engine.evaluator import columns, predict
 from des_core.engine.exchange.collectives import WAYS, Collectives, entry
-from des_core.engine.exchange.plan import Link, Traffic, balances, home_edges
+from des_core.engine.exchange.plan import Link, Traffic, home_edges
+from des_core.engine.process import main
+from des_core.engine.training_report import added, training_report
+from des_core.engine.training_state import MEASURED, TrainingState, find_checkpoint
 from des_core.engine.weights import checkpoint
-from des_core.engine.worker import NotFinite, Ready, StepPause, Worker, main
-from des_core.errors import CheckpointError, DesError, NotFiniteError
+from des_core.engine.worker import NotFinite, Ready, StepPause, Worker
+from des_core.errors import NotFiniteError
 from des_core.run import Run
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -40,50 +41,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 PROGRESS_S = 0.5
 POINTS = 200
 """Points of the loss curve that a report keeps."""
-
-
-MEASURED = {"timed_samples", "seconds", "exchange_s", "table"}
-"""Of ``TrainingState``, what a clock decides, or a thread's pace: the tables' curve may know the next batch already."""
-
-
-class TrainingState(Record):
-    """Where training stands: the loop's whole state."""
-
-    step: int = 0
-    first_step: int = 0
-    """Steps that the champion had made which this run goes on from."""
-    fresh: list[str] = []
-    """What starts fresh where all else comes from the champion."""
-    epoch: int = 0
-    cursor: int = 0
-    """Samples of the present epoch already trained."""
-    rate_scale: float = 1.0
-    best: float | None = None
-    """Best valid metric of an epoch's end, larger is better."""
-    best_step: int | None = None
-    """Step of the checkpoint at that epoch's end."""
-    worse_epochs: int = 0
-    done: bool = False
-    samples: int = 0
-    timed_samples: int = 0
-    seconds: float = 0.0
-    window: list[float] = []
-    """Losses since the last point of the curve, as a checkpoint keeps them."""
-    history: list[dict[str, float]] = []
-    valid: list[dict[str, Any]] = []
-    table: list[dict[str, float]] = []
-    days: list[tuple[int, int]] = []
-    """Days begun, since 1970, and their first steps."""
-    decays: list[tuple[int, float]] = []
-    """Decoupled decay of rows, and the steps from which it holds."""
-    plan: dict[str, Any] = {}
-    """Number of workers, and what they chose."""
-    evicted: int = 0
-    admitted: int = 0
-    predicted: dict[str, float] = {}
-    """Bytes per worker since the first step, by ledger line and direction; likewise below."""
-    counted: dict[str, float] = {}
-    exchange_s: dict[str, float] = {}
 
 
 class Trainer:
@@ -150,7 +107,13 @@ class Trainer:
                 # Stopped inside an epoch: what goes on from here must not know of this validation.
                 self._save()
                 self._judge_stop()
-        self._finish()
+        settings = self.run.config.train
+        best = self.at.best_step if settings.keep == "best" and settings.early_stop != "none" else None
+        if not storage.exists(self._manifest(None)):
+            self._save()
+        report = training_report(self.worker, self.at, checkpoint.reference(self._manifest(best)))
+        if report is not None:
+            storage.write_json(self.run.path("training.json"), report)
 
     def _settle(self) -> None:
         """The plan: the one this run began with on as many workers, else the cheapest over the link as it is."""
@@ -172,11 +135,6 @@ class Trainer:
         """The step that train.max_steps ends with; 0: no limit."""
         most = self.run.config.train.max_steps
         return most and self.at.first_step + most
-
-    @property
-    def _steps(self) -> int:
-        """Steps that this run has made, at least 1: what averages are over."""
-        return max(self.at.step - self.at.first_step, 1)
 
     @property
     def _stopped(self) -> bool:
@@ -250,7 +208,7 @@ class Trainer:
                 "samples": at.samples + samples,
                 "timed_samples": at.timed_samples + timed,
                 "seconds": at.seconds + (seconds if timed else 0.0),
-                "predicted": _added(at.predicted, predicted),
+                "predicted": added(at.predicted, predicted),
             }
         )
         self._tell(loss)
@@ -417,100 +375,7 @@ class Trainer:
         nothing, trained = plan.by_way(0, Traffic(0, 0)), plan.by_way(0, traffic)
         rows_only = {line: trained[line] - nothing[line] for line in lines}
         sums = {"counted": counted, "exchange_s": seconds, "predicted": rows_only}
-        self.at = at.model_copy(update={name: _added(getattr(at, name), more) for name, more in sums.items()})
-
-    def _booked(self, line: str, ways: Sequence[str]) -> dict[str, float]:
-        """A line of the ledger per step, over some directions."""
-        sums = {
-            "predicted_bytes_per_step": self.at.predicted,
-            "counted_bytes_per_step": self.at.counted,
-            "ms_per_step": {key: 1000 * seconds for key, seconds in self.at.exchange_s.items()},
-        }
-        steps = self._steps
-        return {name: sum(of.get(entry(line, way), 0.0) for way in ways) / steps for name, of in sums.items()}
-
-    def _finish(self) -> None:
-        """Write training.json, which names the weights to evaluate."""
-        settings, at = self.run.config.train, self.at
-        best = settings.keep == "best" and settings.early_stop != "none"
-        if not storage.exists(self._manifest(None)):
-            self._save()
-        peak = torch.zeros(self.peers.workers, dtype=torch.float64, device=self.peers.device)
-        peak[self.peers.rank] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        with self.peers.uncounted():
-            peak = self.peers.all_reduce({"peak": peak})["peak"]
-        if self.peers.rank:
-            return
-        worker = self.worker
-        storage.write_json(
-            self.run.path("training.json"),
-            {
-                "workers": self.peers.workers,
-                "steps": at.step - at.first_step,
-                "first_step": at.first_step,
-                "fresh": at.fresh,
-                "samples": at.samples,
-                "seconds": at.seconds,
-                "samples_per_s": at.timed_samples / at.seconds if at.seconds else 0.0,
-                "peak_rss_mb": float(peak.max()),
-                "device": str(self.peers.device),
-                "history": at.history,
-                "valid": at.valid,
-                "table": at.table,
-                "exchange": {
-                    line: {
-                        "kind": kind,
-                        **self._booked(line, WAYS),
-                        **{way: self._booked(line, (way,)) for way in WAYS},
-                    }
-                    for line, kind in worker.plan.kinds().items()
-                },
-                "profile": worker.profile.ms_per_step(),
-                "plan": {
-                    **worker.plan.chosen,
-                    "placement": balances(worker.dataset, worker.placement, worker.plan),
-                },
-                "checkpoint": str(checkpoint.reference(self._manifest(at.best_step if best else None))),
-            },
-        )
-
-
-def _added(sums: dict[str, float], more: dict[str, float]) -> dict[str, float]:
-    return {line: sums.get(line, 0.0) + more.get(line, 0.0) for line in sums | more}
-
-
-def find_checkpoint(run: Run, worker: Worker) -> Reference:
-    """The newest checkpoint of this run, else the one furthest on its way.
-
-    Raises:
-        CheckpointError: none; where only others are there, how the newest of them differs.
-    """
-    own = checkpoint.last(run.checkpoints)
-    if own is not None:
-        return own
-    root = storage.join(run.config.storage.root, "checkpoints")
-    found: list[tuple[int, Reference]] = []
-    other: Reference | None = None
-    for name in storage.list_folder(root):
-        try:
-            reference = checkpoint.last(storage.join(root, name))
-            if reference is None:
-                continue
-            manifest = checkpoint.Manifest.load(reference)
-        except DesError as error:
-            # A neighbour's: this run does without it.
-            if int(os.environ.get("RANK", "0")) == 0:
-                log.emit("skipped", checkpoint=storage.join(root, name), why=" ".join(str(error).split())[:200])
-            continue
-        step, limit = manifest.trainer["step"], run.config.train.max_steps
-        if manifest.trajectory == run.trajectory and (not limit or step <= limit) and not manifest.trainer["done"]:
-            found.append((step, reference))
-        other = reference
-    if found:
-        return max(found, key=lambda pair: pair[0])[1]
-    if other is not None:
-        checkpoint.read_manifest(other, worker.shape)
-    raise CheckpointError(f"no checkpoint of this config and data under {root}; train without --resume")
+        self.at = at.model_copy(update={name: added(getattr(at, name), more) for name, more in sums.items()})
 
 
 def train(run: Run, peers: Collectives, resume: bool) -> None:

@@ -9,13 +9,7 @@ Dims: G samples of the batch, b of the home slice, L lookups, U unique rows, K n
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import json
 import math
-import os
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -30,24 +24,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-from des_core import log, storage
-from des_core.config import Config, parse_config
 from des_core.contracts import LABEL, TIME, Dataset, Reference
 from des_core.data.feed.batches import Lookups, Ownership, Stream, dense_values
 from des_core.data.feed.prefetch import Pause
 from des_core.engine.dense_layers import Home
-from des_core.engine.exchange.collectives import Collectives, heartbeat
+from des_core.engine.exchange.collectives import Collectives
 from des_core.engine.exchange.exchange import Exchange
 from des_core.engine.exchange.plan import Link, Traffic, combinations, home_edges, layout, link_of
 from des_core.engine.exchange.row_routing import RowRouting, route_rows
+from des_core.engine.lookup import known_only, shard_of
 from des_core.engine.operators import Shard
 from des_core.engine.profile import Profile
 from des_core.engine.weights import checkpoint, index
 from des_core.engine.weights.optimizer import Decay, DenseRule, apply, state_width
 from des_core.engine.weights.table import StagedBatch, Table
-from des_core.errors import ConfigError, DesError, NotFiniteError, PeerLostError, WorkerError, of_system
-from des_core.run import Day, Run, pin
-from des_core.secrets import hidden
+from des_core.errors import NotFiniteError
+from des_core.run import Run
 
 Array = np.ndarray[Any, np.dtype[Any]]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -202,7 +194,7 @@ class Worker:
             ids_U, inverse_L, first_U, counts_U = index.dedupe(lookups.ids)
             tables_U = self.ownership.table_of_piece[lookups.piece[first_U]].astype(np.uint16)
             staged = self.table.stage(ids_U, tables_U, counts_U, step)
-            lookups = seen_only(lookups, inverse_L, staged.slots_U)
+            lookups = known_only(lookups, inverse_L, staged.slots_U)
             sent = self._route_rows(lookups, inverse_L, batch.num_rows)
         return Ready(batch, step, lookups, inverse_L, staged, sent)
 
@@ -265,7 +257,7 @@ class Worker:
         lookups = self.ownership.lookups(batch)
         ids_U, inverse_L, _, _ = index.dedupe(lookups.ids)
         found_U = self.table.find(ids_U)
-        lookups = seen_only(lookups, inverse_L, found_U)
+        lookups = known_only(lookups, inverse_L, found_U)
         slots_U, rows_UK = self._gather(found_U)
         if self.decay.pieces:
             self._catch_up(rows_UK, self.table.last[slots_U.cpu().numpy()], self.steps + 1)
@@ -317,7 +309,7 @@ class Worker:
         own_bM = home.inputs_BM[start - home.start : stop - home.start]
         inputs_BM = own_bM.new_zeros(samples, own_bM.shape[1])
         inputs_BM[start:stop] = own_bM
-        shard = make_shard(lookups, inverse_L, rows_UK, samples, self._fields_O, inputs_BM)
+        shard = shard_of(lookups, inverse_L, rows_UK, samples, self._fields_O, inputs_BM)
         return replace(self.plan.with_pooling(shard), total=self.exchange.sum_over_workers)
 
     def _totals(self, shard: Shard, home: Home, sent: RowRouting | None) -> dict[str, Tensor]:
@@ -378,133 +370,6 @@ class Worker:
         raise NotFinite(mean, ready.step, sorted({int(place) - 1 for place in found if place})[:NAMED])
 
 
-def seen_only(lookups: Lookups, inverse_L: Array, slots_U: Array) -> Lookups:
-    """The lookups, those of ids without a row with x = 0: they contribute zero and get no gradient."""
-    unseen_U = slots_U < 0
-    if not unseen_U.any():
-        return lookups
-    return replace(lookups, x=np.where(unseen_U[inverse_L], np.float32(0), lookups.x))
-
-
-def make_shard(
-    lookups: Lookups,
-    inverse_L: Array,
-    rows_UK: Tensor,
-    samples: int,
-    fields_O: Tensor,
-    inputs_BM: Tensor,
-) -> Shard:
-    """A shard of a batch's lookups and the unique rows they read."""
-    device = rows_UK.device
-    return Shard(
-        rows_UK=rows_UK,
-        inverse_L=torch.from_numpy(inverse_L).to(device),
-        sample_L=torch.from_numpy(lookups.sample).to(device),
-        piece_L=torch.from_numpy(lookups.piece).to(device),
-        x_L=torch.from_numpy(lookups.x).to(device, rows_UK.dtype),
-        samples=samples,
-        fields_O=fields_O,
-        inputs_BM=inputs_BM,
-    )
-
-
 def day_of(micros: int, zone: ZoneInfo) -> int:
     """The day of an event time in the logs' time zone, in days since 1970."""
     return (EPOCH + timedelta(microseconds=micros)).astimezone(zone).toordinal() - EPOCH.toordinal()
-
-
-def device_of(config: Config) -> torch.device:
-    """The device of this process.
-
-    Raises:
-        ConfigError: cuda is asked for and there is none.
-    """
-    wanted = config.train.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device = 'cuda', but torch sees no GPU here; set it to 'auto' or 'cpu'")
-    if wanted == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device
-
-
-def main(role: Callable[[Run, Collectives, bool], None]) -> None:
-    """Entry of a worker process under torchrun: do a role, or leave one line saying why not."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--config", required=True, help="inputs.json of the run")
-    parser.add_argument("--dataset", required=True, help="reference of the data manifest")
-    parser.add_argument("--resume", action="store_true")
-    arguments = parser.parse_args()
-    rank = int(os.environ["RANK"])
-    try:
-        inputs = storage.read_json(arguments.config)
-        config = parse_config(json.dumps(inputs["config"]), arguments.config)
-        day = inputs.get("day")
-        run = pin(config, Reference.parse(arguments.dataset), Day.model_validate(day) if day else None)
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        with heartbeat(partial(_lost, rank)), _reported(rank):
-            peers = Collectives(device_of(config))
-            _join(peers)
-            role(run, peers, arguments.resume)
-            peers.close()
-        # The launcher waits no longer than a while from here on.
-        log.emit("leaving", worker=rank, to=sys.stdout)
-    except Exception as error:
-        sys.exit(_failed(error, rank))
-
-
-@contextlib.contextmanager
-def _reported(rank: int) -> Iterator[None]:
-    """A failure inside is reported before anything else is waited for, and this process leaves without more ado.
-
-    Its peers may be gone, and then neither the heartbeat's thread nor torch's own would end in time.
-    """
-    try:
-        yield
-    except Exception as error:
-        code = _failed(error, rank)
-        sys.stdout.flush()
-        os._exit(code)
-
-
-def _failed(error: Exception, rank: int) -> int:
-    """Tell of an error, one that nobody foresaw with its traceback; the exit code."""
-    known = of_system(error) if isinstance(error, OSError) else error
-    if not isinstance(known, DesError):
-        # In one piece, because other workers write to the same log.
-        os.write(sys.stderr.fileno(), hidden("".join(traceback.format_exception(error))).encode())
-        known = WorkerError(f"worker {rank} crashed ({type(error).__name__}: {str(error)[:200]})")
-    _report(known, rank)
-    return known.exit_code
-
-
-def _join(peers: Collectives) -> None:
-    """Say, once in each pod, which workers it has and where worker 0 is."""
-    if "POD_NAME" in os.environ and os.environ.get("LOCAL_RANK") == "0":
-        pod, first = os.environ["POD_NAME"], os.environ["MASTER_ADDR"]
-        log.emit("joined", pod=pod, worker=peers.rank, workers=peers.workers, worker_0_at=first, to=sys.stdout)
-
-
-def _lost(rank: int, peer: int, silent_s: float) -> None:
-    """Say whose heart stopped, a peer's or the store's (-1), and leave at once: this process waits in a collective."""
-    who = f"worker {peer}" if peer >= 0 else "the rendezvous store, beside worker 0,"
-    _report(PeerLostError(f"{who} has not answered for {silent_s:.0f} s (killed, frozen or cut off)"), rank)
-    os._exit(1)
-
-
-def _report(error: DesError, rank: int) -> None:
-    """Leave the failure for the launcher; the first worker to fail knows the cause best."""
-    message = " ".join(str(error).split())
-    print(f"worker {rank}: {message}", file=sys.stderr, flush=True)
-    path = os.environ.get("DES_ERROR_FILE")
-    if not path:
-        # From a pod the launcher has nothing but the log.
-        log.emit("error", code=error.code, worker=rank, message=message)
-    else:
-        partial_path = f"{path}.{rank}"
-        with open(partial_path, "w", encoding="utf-8") as file:
-            json.dump({"code": error.code, "message": message, "worker": rank}, file)
-        with contextlib.suppress(FileExistsError):
-            os.link(partial_path, path)
-        os.remove(partial_path)

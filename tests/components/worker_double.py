@@ -39,11 +39,11 @@ def killed() -> None:
 
 
 def frozen() -> None:
-    from des_core.engine import worker
+    from des_core.engine import process
     from des_core.engine.exchange import collectives
 
     collectives.BEAT_S, collectives.SILENCE_S = 0.1, 1.0
-    with collectives.heartbeat(partial(worker._lost, RANK)):
+    with collectives.heartbeat(partial(process._lost, RANK)):
         if RANK == 1:
             time.sleep(1)
             os.kill(os.getpid(), signal.SIGSTOP)

@@ -258,11 +258,11 @@ def test_the_registry_is_shown_by_its_command_or_its_address() -> None:
 def test_a_run_whose_results_are_gone_is_an_error_and_not_absent(
     toml: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from components import stages
+    from components import finished
     from pipelines import local
 
     steps = {"resolve": {"what": "the demo"}, "register": {"what": "version 1", "unchanged": "False"}}
-    monkeypatch.setattr(stages, "settled", lambda config, day: None)
+    monkeypatch.setattr(finished, "finished_run", lambda config, day: None)
     monkeypatch.setattr(local, "run", lambda config, day, tell: steps)
     code, _, err = des(capsys, "run", "-c", toml, "--set", f"run.dir={tmp_path}/runs")
     assert code == 1 and "all steps of" in err and "are not found under" in err

@@ -24,11 +24,11 @@ from des_core.contracts import FILE, LABEL, ROW, Dataset, FieldSpec, Record, Ref
 from des_core.data.feed.batches import Stream, columns_of, dense_values, everything, sample_ids
 from des_core.data.store.features import encode
 from des_core.engine.dense_layers import Home
+from des_core.engine.lookup import known_only, shard_of
 from des_core.engine.models import Model, build
 from des_core.engine.operators import totals_alone
 from des_core.engine.weights import checkpoint, index
 from des_core.engine.weights.optimizer import Decay
-from des_core.engine.worker import make_shard, seen_only
 from des_core.errors import DamagedError, DataError, StorageError, UserError
 from des_core.release.serve import cache
 from des_core.run import Run
@@ -279,7 +279,7 @@ class Scorer:
         slots_U = index.find(self._entries, self._ids, ids_U)
         values_O = np.bincount(lookups.piece, minlength=len(self.names))
         unknown_O = np.bincount(lookups.piece[(slots_U < 0)[inverse_L]], minlength=len(self.names))
-        lookups = seen_only(lookups, inverse_L, slots_U)
+        lookups = known_only(lookups, inverse_L, slots_U)
         rows_UK = (
             np.ascontiguousarray(self._rows_SK[np.maximum(slots_U, 0)])
             if len(self._ids)
@@ -287,7 +287,7 @@ class Scorer:
         )
         rows = torch.from_numpy(rows_UK)
         inputs_BM = torch.from_numpy(dense_values(features, self._inputs)).to(rows.dtype)
-        shard = make_shard(lookups, inverse_L, rows, features.num_rows, self._fields_O, inputs_BM)
+        shard = shard_of(lookups, inverse_L, rows, features.num_rows, self._fields_O, inputs_BM)
         totals = totals_alone(self._model.by_name, shard)
         home = Home(start=0, stop=features.num_rows, samples=features.num_rows, inputs_BM=inputs_BM)
         logits_B = self._model(totals, home)

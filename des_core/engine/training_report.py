@@ -1,0 +1,72 @@
+"""training.json: what was trained, how fast, what travelled, and which weights to evaluate.
+
+Worker 0 writes it last; ledger sums are per worker, means over workers.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from des_core.contracts import Reference
+from des_core.engine.exchange.collectives import WAYS, entry
+from des_core.engine.exchange.plan import balances
+from des_core.engine.training_state import TrainingState
+from des_core.engine.worker import Worker
+
+
+def added(sums: dict[str, float], more: dict[str, float]) -> dict[str, float]:
+    """Two ledgers as one."""
+    return {line: sums.get(line, 0.0) + more.get(line, 0.0) for line in sums | more}
+
+
+def training_report(worker: Worker, at: TrainingState, best: Reference) -> dict[str, Any] | None:
+    """The content of training.json on worker 0, None elsewhere; all workers call it.
+
+    Args:
+        at: where training ended.
+        best: the checkpoint with the weights to evaluate.
+    """
+    peers = worker.peers
+    peak = torch.zeros(peers.workers, dtype=torch.float64, device=peers.device)
+    peak[peers.rank] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    with peers.uncounted():
+        peak = peers.all_reduce({"peak": peak})["peak"]
+    if peers.rank:
+        return None
+    exchange = {
+        line: {"kind": kind, **_per_step(at, line, WAYS), **{way: _per_step(at, line, (way,)) for way in WAYS}}
+        for line, kind in worker.plan.kinds().items()
+    }
+    return {
+        "workers": peers.workers,
+        "steps": at.step - at.first_step,
+        "first_step": at.first_step,
+        "fresh": at.fresh,
+        "samples": at.samples,
+        "seconds": at.seconds,
+        "samples_per_s": at.timed_samples / at.seconds if at.seconds else 0.0,
+        "peak_rss_mb": float(peak.max()),
+        "device": str(peers.device),
+        "history": at.history,
+        "valid": at.valid,
+        "table": at.table,
+        "exchange": exchange,
+        "profile": worker.profile.ms_per_step(),
+        "plan": worker.plan.chosen | {"placement": balances(worker.dataset, worker.placement, worker.plan)},
+        "checkpoint": str(best),
+    }
+
+
+def _per_step(at: TrainingState, line: str, ways: Sequence[str]) -> dict[str, float]:
+    """A line of the ledger per step, over some directions."""
+    sums = {
+        "predicted_bytes_per_step": at.predicted,
+        "counted_bytes_per_step": at.counted,
+        "ms_per_step": {key: 1000 * seconds for key, seconds in at.exchange_s.items()},
+    }
+    steps = max(at.step - at.first_step, 1)
+    return {name: sum(of.get(entry(line, way), 0.0) for way in ways) / steps for name, of in sums.items()}
