@@ -95,7 +95,7 @@ def resolve(config: Config, as_of: str = "") -> Done:
 
 
 def _check_order(config: Config) -> None:
-    """Days count as they pass: a run over whole logs in random order meets its last day at once.
+    """Refuse to count days where samples are shuffled: the last day of whole logs then comes up at once.
 
     Raises:
         ConfigError: rows are to go by days, and the order is random.
@@ -108,7 +108,7 @@ def _check_order(config: Config) -> None:
 
 
 def _resolve_day(config: Config, as_of: str, what: str) -> Done:
-    """The day, once its logs are there; "absent" where they do not come and that may be."""
+    """The day, once its logs have arrived; "absent" where they do not arrive and the config allows it."""
     from des_core.recurring import daily
 
     day = daily.yesterday(config) if as_of == "yesterday" else daily.parse_day(as_of, "as_of")

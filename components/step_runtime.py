@@ -1,4 +1,4 @@
-"""A step at run time: its run, how it tells that it is done, and how it fails.
+"""Runs a step of the pipeline: opens its run, records the outcome, and turns errors into one line and an exit code.
 
 Apart from ``_step``, because kfp has no decorators where a step runs.
 """
@@ -29,7 +29,7 @@ processes shows it."""
 
 
 def on_config(name: str, stage: Callable[[Config], Done], config: str, holder: str) -> Done:
-    """Do a stage that comes before there is a run."""
+    """Do a stage that precedes the pinning of a run."""
     return _run_noted(name, config, holder, stage)
 
 
@@ -71,7 +71,7 @@ def status_uri(config: Config, holder: str) -> str:
 
 
 def sweep_status(config: Config, holder: str) -> None:
-    """Delete what runs of this name have left that were killed: whoever holds the lease is the only one at work."""
+    """Delete the status files of runs of this name that were killed; the holder of the lease is the only active one."""
     folder, _, own = status_uri(config, holder).rpartition("/")
     for name in storage.list_folder(folder):
         if name.startswith(f"{config.run.name}.") and name != own:
@@ -121,7 +121,7 @@ def _fail(config: Config | None, holder: str, name: str, error: DesError) -> NoR
 
 
 def _run_noted(name: str, config: str, run_id: str, stage: Callable[[Config], Done]) -> Done:
-    """Do a stage under the lease; note what came of it, and leave with the exit code of what went wrong."""
+    """Do a stage under the lease, record its outcome, and exit with the error's code if it fails."""
     start = time.monotonic()
     log.emit("start", name=name)
     parsed: Config | None = None

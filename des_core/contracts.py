@@ -99,7 +99,7 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, uri: str) -> Self:
-        """A record whose digest nobody has written down.
+        """A record that is stored without a digest of its own.
 
         Raises:
             StorageError: missing, damaged, or of another form.

@@ -145,7 +145,7 @@ TOO_MANY = frozenset((errno.EMFILE, errno.ENFILE))
 
 
 def of_system(error: OSError) -> DesError | None:
-    """One line for what a disk or its rights refuse; None for anything else, which nobody foresaw."""
+    """The error of one line for a refusal by the disk or its access rights; None for any other error."""
     what = " ".join((error.strerror or str(error)).split())[:300]
     told = f"{error.filename}: {what}" if error.filename else what
     if error.errno in OTHER_PLACE:

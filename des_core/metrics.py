@@ -80,7 +80,7 @@ def delong(labels_B: Array, scores_MB: Array, groups_B: Array | None = None) -> 
 
 
 def clusters(groups_B: Array, alone: int | None = None) -> Array:
-    """Numbers from 0 of the groups of rows; rows of the group ``alone``, nobody knows whose, are each their own."""
+    """Numbers from 0 of the groups of rows; each row whose group is ``alone`` (missing) is a group by itself."""
     groups = np.unique(groups_B, return_inverse=True)[1]
     if alone is not None:
         apart_B = groups_B == alone

@@ -1,4 +1,4 @@
-"""Servers that do not answer yet: told apart from those that refuse, and waited for, with a limit.
+"""Waits for servers that do not answer yet, with a limit, and tells them apart from those that refuse.
 
 A connection that is refused, reset or timed out, a name that is not resolved, and an answer of 408, 425, 429 or 5xx
 are passing: nobody's mistake, and gone when the server is up. Everything else is an answer and final.
@@ -42,7 +42,7 @@ _PASSING_WORDS = re.compile(
 
 
 def patience_s() -> float:
-    """Seconds that a server is waited for where no key says otherwise."""
+    """Seconds that a server is waited for by default."""
     return IN_PODS_S if os.environ.get("KUBERNETES_SERVICE_HOST") else ELSEWHERE_S
 
 

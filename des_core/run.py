@@ -1,4 +1,4 @@
-"""One run: its inputs, pinned once, and where its results lie.
+"""One run: its pinned inputs, and the addresses of its results.
 
 ``run_key`` = sha256 of the run's name, its config's digest, its data manifest's digest and, for a day of a recurring
 run, the champion that it goes on from: the same inputs are the same run, and every step of it may be repeated after
@@ -88,7 +88,7 @@ class Run:
 
     @property
     def champion_checkpoint(self) -> Reference | None:
-        """The weights that training goes on from, if it does."""
+        """The checkpoint that training continues from, if any."""
         if self.day is None or not self.day.checkpoint:
             return None
         return under_root(self.config, self.day.checkpoint)
@@ -106,7 +106,7 @@ class Run:
         return Reference(self.path(name), hashlib.sha256(storage.read_bytes(self.path(name))).hexdigest())
 
     def publish(self) -> None:
-        """Copy what people look at to the root and name this run the latest."""
+        """Copy the files that people open to the root and mark this run as the latest."""
         root = self.config.storage.root
         for page in PAGES:
             if storage.exists(self.path(page)):
@@ -166,7 +166,7 @@ def pin(config: Config, dataset: Reference | None = None, day: Day | None = None
 
 
 def _says(found: Any, pinned: dict[str, Any], recorded: str) -> bool:
-    """Whether inputs.json is what was pinned; its config may differ in where things lie and what judges them."""
+    """Whether inputs.json has the pinned inputs; its config may differ in places and in the gate's bounds."""
     try:
         config = parse_config(found["config"], "the config")
         return config.digest == recorded and {key: found[key] for key in pinned} == pinned

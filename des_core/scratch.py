@@ -1,4 +1,4 @@
-"""Temporary folders, all under one: what processes that were killed have left there goes when the next one starts.
+"""Temporary folders under one parent; those of processes that were killed are deleted by the next start.
 
 TMPDIR/des-USER/PID-WHAT-RANDOM
 """
@@ -24,7 +24,7 @@ def make(what: str) -> str:
 
 @contextmanager
 def folder(what: str) -> Iterator[str]:
-    """A new empty folder that is gone after the block."""
+    """A new empty folder that is deleted after the block."""
     path = make(what)
     try:
         yield path
@@ -33,7 +33,7 @@ def folder(what: str) -> Iterator[str]:
 
 
 def _base() -> str:
-    """The folder of all, which nobody else can write to."""
+    """The parent folder, which no other user can write to."""
     base = os.path.join(tempfile.gettempdir(), f"des-{os.getuid()}")
     with suppress(FileExistsError):
         os.mkdir(base, 0o700)

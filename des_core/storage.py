@@ -31,7 +31,7 @@ CONNECT_S, REQUEST_S = 5.0, 60.0
 
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system and the path inside it for a local path or an address; names are taken as they stand.
+    """The file system and the path inside it for a local path or an address; names are not decoded.
 
     Raises:
         StorageError: no such bucket, or no right to it.

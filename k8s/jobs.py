@@ -65,7 +65,7 @@ Phase = Literal["queued", "waiting", "running", "succeeded", "failed", "deleted"
 
 @dataclass(frozen=True)
 class State:
-    """Where a job stands."""
+    """State of a job."""
 
     phase: Phase
     said: str = ""
@@ -101,7 +101,7 @@ class Jobs(Protocol):
         """Worker 0's lines, the first ones too, until the job has ``ended``."""
 
     def delete(self, job: Job, patience_s: float = AWAY_S) -> None:
-        """Take the job and its pods away; nothing happens where there is none."""
+        """Delete the job and its pods, if they exist."""
 
 
 def in_pod() -> bool:
@@ -319,7 +319,7 @@ class PyTorchJobs:
         lost: tuple[int, ...] = (),
         **more: Any,
     ) -> dict[str, Any] | None:
-        """The answer to one request, repeated while the server is away; None where there is no such thing.
+        """The answer to one request, repeated while the server does not answer; None if the object does not exist.
 
         Args:
             lost: statuses of a lost race, whose answer is empty.
@@ -440,7 +440,7 @@ def _phase(present: Mapping[str, Any]) -> Phase:
 
 
 def _end_message(present: Mapping[str, Any]) -> str:
-    """What the operator says of an end."""
+    """The operator's message about an ended job."""
     conditions = (present.get("status") or {}).get("conditions") or []
     ends = [one for one in conditions if one["type"] in ("Failed", "Succeeded") and one["status"] == "True"]
     return next((f"{one.get('reason', '')}: {one.get('message', '')}" for one in ends), "")
@@ -493,7 +493,7 @@ def _passes(error: Exception) -> bool:
 
 
 def _said(error: Exception) -> str:
-    """The API's own words, on one line."""
+    """The API's message, on one line."""
     body = getattr(error, "body", None)
     try:
         said = json.loads(body)["message"] if body else ""

@@ -163,7 +163,7 @@ def _from_field(name: str, path: str) -> dict[str, Any]:
 
 
 def _hold(spec: dict[str, Any], node: str) -> None:
-    """Let the pods run on one node only; terms of an affinity are alternatives, so it goes into each."""
+    """Bind the pods to one node; terms of an affinity are alternatives, so each of them gets the condition."""
     required = "requiredDuringSchedulingIgnoredDuringExecution"
     affinity = spec.setdefault("affinity", {}).setdefault("nodeAffinity", {}).setdefault(required, {})
     terms = affinity.setdefault("nodeSelectorTerms", [{}])

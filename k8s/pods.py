@@ -1,4 +1,4 @@
-"""What a job's pods and events say of it: why a pod does not start, and why one fell.
+"""Reads from a job's pods and events why a pod does not start, and why one failed.
 
 Pods and events are read as the API's JSON; nothing here asks the cluster.
 """

@@ -323,7 +323,7 @@ def _trigger(trigger: Trigger) -> Any:
 
 
 def _reason(error: Any) -> str:
-    """What the server says, on one line."""
+    """The server's message, on one line."""
     try:
         body = json.loads(error.body)
         text = next(body[key] for key in ("message", "error_message", "error") if body.get(key))

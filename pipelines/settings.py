@@ -57,7 +57,7 @@ SPARE_S = 1800
 
 
 def settled(pipeline: GraphComponent, config: Config) -> GraphComponent:
-    """The same pipeline with every step settled for this config."""
+    """The same pipeline with the pod settings of this config on every step."""
 
     @wraps(pipeline.pipeline_func)
     def whole(*inputs: Any) -> None:
@@ -91,7 +91,7 @@ def apply_pod_settings(task: dsl.PipelineTask, config: Config) -> None:
 
 
 def as_seen(config: Config) -> Config:
-    """The config as pods see it: what they write for themselves goes to the one folder that each can write to.
+    """The config as pods see it: their own files go to the one folder that each can write to.
 
     Raises:
         ConfigError: a path outside the volume, which no pod could reach or which would go with it.

@@ -86,7 +86,7 @@ def mlflow_ui(tracking_uri: str) -> str:
 
 
 def tell(result: dict[str, Any]) -> None:
-    """Print a run's result, where to look last."""
+    """Print a run's result, and last where to look."""
     if result["verdict"] == "absent":
         print(log.format_event("absent", as_of=result["as_of"], why="; ".join(result["reasons"])))
         return

@@ -1,4 +1,4 @@
-"""N workers as one cluster job, and one line that says why it ended: ``_launch`` where cluster.backend = "pytorchjob".
+"""Runs N workers as one job on a cluster, and explains in one line why a job failed (cluster.backend = "pytorchjob").
 
     render inputs -> submit (or adopt) -> watch + worker 0's log -> the result's manifest in storage
 
@@ -144,7 +144,7 @@ def job_of(role: Role, run: Run, resume: bool = False, module: str = "") -> Job:
 
 
 class _JobLog:
-    """What worker 0 has said: shown as it comes, and kept beside the run's results."""
+    """Worker 0's log lines: shown as they arrive, and written beside the run's results."""
 
     def __init__(self, run: Run, role: str, progress: Progress) -> None:
         self.run, self.role, self._progress = run, role, progress
@@ -173,7 +173,7 @@ class _JobLog:
 
     @property
     def where(self) -> str:
-        """Where it happened and what comes next, for an error's end."""
+        """Where the failure happened and what to do next, for the end of an error message."""
         resumable = storage.exists(storage.join(self.run.checkpoints, "last.json"))
         hint = "the next attempt goes on from the last checkpoint" if self.role == "train" and resumable else ""
         return f"at step {self.step}; see {self.path}; {hint or 'start it again'}"
@@ -184,7 +184,7 @@ def _finished(role: str, run: Run) -> bool:
 
 
 def _follow(jobs: Jobs, job: Job, cluster: ClusterConfig, job_log: _JobLog) -> State:
-    """The job's last state, with worker 0's log told meanwhile.
+    """The job's last state; worker 0's log is shown meanwhile.
 
     Raises:
         WorkerError: it waited or ran for too long, and was deleted.
@@ -254,7 +254,7 @@ def _add_trouble(spent_s: dict[str, float], before: State, state: State, passed_
 
 
 def _name(state: State) -> str:
-    """What a trouble is told by: a lasting one may change its reason every few seconds."""
+    """A trouble's name for log lines; a lasting one may change its reason every few seconds."""
     if state.trouble is None:
         return ""
     return "lasting" if state.trouble.lasting else state.trouble.reason
@@ -296,7 +296,7 @@ def _limit_exceeded(job: Job, state: State, cluster: ClusterConfig, spent_s: dic
 
 
 def _job_error(job: Job, state: State, cluster: ClusterConfig, job_log: _JobLog) -> DesError:
-    """The error of a job that left no result: a user's mistake first, then the pod's end, then its last words."""
+    """The error of a job without a result: a user's mistake, else the pod's end, else the workers' last message."""
     if state.phase == "succeeded":
         return WorkerError(
             f"job {job.name} succeeded, but left no {RESULTS[job_log.role][-1]} in {job_log.run.folder}; "
@@ -318,7 +318,7 @@ def _job_error(job: Job, state: State, cluster: ClusterConfig, job_log: _JobLog)
 
 
 def _pod_error(state: State, errors: list[DesError], cluster: ClusterConfig, where: str) -> DesError | None:
-    """The error that Kubernetes itself tells of, if it is the cause."""
+    """The error that Kubernetes reports, if it is the cause."""
     # A pod whose end has a name is the cause; others end because of it.
     pod = next((one for one in state.fallen if one.reason not in ("Error", "Completed")), None)
     if pod and pod.reason == "OOMKilled":
@@ -336,7 +336,7 @@ def _pod_error(state: State, errors: list[DesError], cluster: ClusterConfig, whe
 
 
 def _last_words(job: Job, state: State, errors: list[DesError], output: str, where: str) -> DesError:
-    """The error that the workers told of, else the last line of a pod, else what the operator says."""
+    """The error that the workers reported, else the last line of a pod, else the operator's message."""
     # A worker that lost a peer often tells of it sooner than the peer tells of its own end.
     cause = next((error for error in errors if not isinstance(error, PeerLostError)), errors[0] if errors else None)
     error = launch_error({"code": cause.code, "message": str(cause)} if cause else None, output, where)
@@ -348,7 +348,7 @@ def _last_words(job: Job, state: State, errors: list[DesError], output: str, whe
 
 
 def _let_go(jobs: Jobs, job: Job) -> None:
-    """Delete the job of a step that was told to end; a second signal does not hinder it."""
+    """Delete the job of a step that received a signal; a second signal does not interrupt this."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -9,7 +9,7 @@ from des_core.errors import DesError, KilledError, UserError, WorkerError, error
 
 
 def launch_error(report: dict[str, object] | None, output: str, where: str) -> DesError | None:
-    """The error of a failed launch, or None if nobody has left a word of it.
+    """The error of a failed launch, or None if no process left a message.
 
     The user's mistake comes first, then a killed worker, then what a worker reported, then its traceback.
 

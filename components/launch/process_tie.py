@@ -44,7 +44,7 @@ def die_with_parent(parent: int = 0) -> None:
 
 
 def die_with_reader() -> None:
-    """End this process once nobody reads its standard output any more."""
+    """End this process once nobody reads its standard output."""
     watched = select.poll()
     watched.register(sys.stdout.fileno(), 0)
 

@@ -1,4 +1,4 @@
-"""Where workers stand: a bar on a terminal, key=value lines anywhere else."""
+"""Progress of the workers: a bar on a terminal, key=value lines elsewhere."""
 
 from __future__ import annotations
 

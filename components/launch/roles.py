@@ -1,4 +1,4 @@
-"""What workers can be asked to do, and the one door to them."""
+"""The roles of workers, and the function that launches them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def pace() -> float:
 
 
 def log_file(run: Run, role: str) -> str:
-    """Where a role's full output goes: beside the run's results, or in run.dir where these are not local."""
+    """Path of a role's full output: beside the run's results, or in run.dir where these are not local."""
     folder = run.config.run.dir if "://" in run.folder else run.folder
     os.makedirs(folder, exist_ok=True)
     return os.path.join(folder, f"{role}.log")
 
 
 def launch(role: Role, run: Run, resume: bool = False, module: str = "") -> None:
-    """Run a role on ``train.workers`` workers, where cluster.backend says, until they are done.
+    """Run a role on ``train.workers`` workers, local or on the cluster by cluster.backend, until they are done.
 
     Args:
         module: the workers' module, if not the role's own.

@@ -1,4 +1,4 @@
-"""Last step, whatever happened: tell a webhook how the run ended, and give the lease back."""
+"""The last step, which always runs: posts the outcome to a webhook and releases the lease."""
 
 from kfp.dsl import PipelineTaskFinalStatus
 

@@ -49,7 +49,7 @@ class OptimizerConfig(Section):
 
 
 class RowOptimizerConfig(OptimizerConfig):
-    """Rows are met rarely, each by few samples of a batch: their steps are longer."""
+    """How rows are updated; each is read by few samples of a batch, so its learning rate is larger."""
 
     learning_rate: Positive = Field(0.01, description="Learning rate.")
 

@@ -1,4 +1,4 @@
-"""Where a run lives, and who is told of its end: [run], [storage], [registry], [notify]."""
+"""Places of a run: [run], [storage], [registry], [notify]."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from des_core.config.section import NonNegative, Section
 
 
 class RunConfig(Section):
-    """Who this run is and where it lives."""
+    """Name, seed and folder of the run."""
 
     name: str = Field(
         pattern=r"^[a-z][a-z0-9-]*$", max_length=63, description="Name of the run, its folder and the registered model."
@@ -22,7 +22,7 @@ class RunConfig(Section):
 
 
 class StorageConfig(Section):
-    """Where features, checkpoints and reports live."""
+    """Where features, checkpoints and reports are stored."""
 
     root: str = Field(
         "", description="Folder, or address like s3://bucket/folder or gs://bucket/folder; empty: run.dir."
@@ -46,7 +46,7 @@ class RegistryConfig(Section):
 
 
 class NotifyConfig(Section):
-    """Who is told of a run's end."""
+    """Where the outcome of a run is posted."""
 
     webhook: str = Field(
         "",

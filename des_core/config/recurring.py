@@ -21,7 +21,7 @@ class EvalConfig(Section):
 
 
 class RecurringConfig(Section):
-    """How a day's run goes on from the days before it."""
+    """How a day's run continues from the days before it."""
 
     epochs: int = Field(1, ge=1, description="Passes over the rows that are new.")
     wait_hours: NonNegative = Field(0.0, description="Hours that a run waits for its day's logs.")

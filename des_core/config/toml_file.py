@@ -1,4 +1,4 @@
-"""A run's TOML before it is checked, and the check's faults in words.
+"""Reads a run's TOML before it is checked, and words the faults that the check finds.
 
 Reading goes: parse, expand ``${NAME}``, make paths absolute, apply ``--set``. A path counts from the
 folder of its file; one in ``--set``, or one that begins with a variable, from the current directory.
@@ -201,7 +201,7 @@ def _inside(document: Any, part: int | str) -> Any:
 
 
 def _table(location: tuple[int | str, ...], model: type[BaseModel]) -> type[BaseModel]:
-    """The table that the last part of a location stands in."""
+    """The table that holds the last part of a location."""
     for part in location[:-1]:
         field = model.model_fields.get(str(part))
         kinds = (field.annotation, *typing.get_args(field.annotation)) if field else ()

@@ -151,7 +151,7 @@ class Config(Section):
 
     @property
     def weights_form(self) -> dict[str, Any]:
-        """What weights must have been trained with to be gone on from, beside the fields."""
+        """Settings that weights must have been trained with so that training can continue from them."""
         return {
             "model": self.model.model_dump(mode="json", exclude={"init", "dropout"}),
             "optimizer": {"rows.name": self.optimizer.rows.name, "dense.name": self.optimizer.dense.name},

@@ -78,7 +78,7 @@ def _reported(rank: int) -> Iterator[None]:
 
 
 def _failed(error: Exception, rank: int) -> int:
-    """Tell of an error, one that nobody foresaw with its traceback; the exit code."""
+    """Report an error, an unexpected one with its traceback, and return the exit code."""
     known = of_system(error) if isinstance(error, OSError) else error
     if not isinstance(known, DesError):
         # In one piece, because other workers write to the same log.

@@ -214,7 +214,7 @@ class Trainer:
         self._tell(loss)
 
     def _explained(self, error: NotFinite) -> str:
-        """The refusal of a batch, with the workers that met its bad samples and the samples' ids."""
+        """The message for a batch whose loss is not finite: the worker and the ids of the samples."""
         if not error.positions:
             return str(error)
         at, batch = self.at, self.run.config.train.batch
@@ -231,7 +231,7 @@ class Trainer:
         return min(total, self._last_step) if self._last_step else total
 
     def _tell(self, loss: float) -> None:
-        """Keep a point of the loss curve now and then, and say where training stands."""
+        """Keep points of the loss curve, and write progress lines."""
         at, total = self.at, self._total_steps()
         if at.step % max(1, (total - at.first_step) // POINTS) == 0 or at.step == total:
             mean = sum(self._window) / len(self._window)
@@ -271,7 +271,7 @@ class Trainer:
         }
 
     def _shown_table(self) -> dict[str, Any]:
-        """What a progress line tells of the tables, over all workers at the last point of the curve."""
+        """The table statistics of a progress line, over all workers at the last point of the curve."""
         if not self.at.table:
             return {"rows": self.worker.table.used}
         size = self.at.table[-1]

@@ -1,4 +1,4 @@
-"""Where training stands, as a checkpoint keeps it, and the checkpoint that a run goes on from."""
+"""The state of the training loop, as a checkpoint keeps it, and the search for the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MEASURED = {"timed_samples", "seconds", "exchange_s", "table"}
 
 
 class TrainingState(Record):
-    """Where training stands: the loop's whole state."""
+    """The whole state of the training loop."""
 
     step: int = 0
     first_step: int = 0

@@ -245,7 +245,7 @@ class Worker:
         return mean
 
     def take_traffic(self) -> Traffic:
-        """What ``rows`` sent to other homes in the steps since the last call, all told."""
+        """The total that ``rows`` sent to other homes in the steps since the last call."""
         rows, integers = self._sent.tolist()
         self._sent = np.zeros(2)
         return Traffic(rows, integers)
@@ -298,7 +298,7 @@ class Worker:
         )
 
     def _catch_up(self, rows_UK: Tensor, previous_U: Array, step: int) -> None:
-        """Decay that rows missed since the last step that looked them up, for the steps before ``step``."""
+        """Apply the decay of the steps before ``step`` in which rows were not looked up."""
         if self.decay.pieces:
             # A row born in this step missed nothing.
             factors_U = self.decay.missed(np.minimum(previous_U, step - 1), step)
@@ -361,7 +361,7 @@ class Worker:
         apply(self.run.config.optimizer.rows, self.table.rows_SK, self.table.state_SZ, slots_U, gradient_UK, step, rate)
 
     def _refuse(self, mean: float, loss_b: Tensor, ready: Ready, home: Home) -> None:
-        """Say which samples made the loss what it is; every worker says the same."""
+        """Raise the error that names the samples whose loss is not finite, the same on every worker."""
         named = torch.zeros(self.peers.workers, NAMED, dtype=torch.float64, device=self.peers.device)
         bad = (~torch.isfinite(loss_b)).nonzero()[:NAMED, 0]
         named[self.peers.rank, : len(bad)] = (bad + home.start + 1).double()

@@ -1,4 +1,4 @@
-"""A day of a recurring run: which days it trains on, from whom it goes on, pinned once.
+"""A day of a recurring run: the days that it trains on and the champion that it continues from, pinned once.
 
     closed days      those up to the run's day whose logs are there, at most recurring.max_days back
     the window       closed days that the champion has not trained on, without those in quarantine
@@ -199,7 +199,7 @@ def _meaning(field: FieldSpec) -> FieldSpec:
 
 
 def _pin_uri(config: Config, as_of: str, parts: Mapping[str, PartManifest]) -> str:
-    """Where a day's pin lies, by all that decides it but the champion."""
+    """Address of a day's pin, by everything that decides it except the champion."""
     root = config.features_root
     days = {day: [_digest(root, day), storage.exists(_day_uri(config, day, "accepted.json"))] for day in sorted(parts)}
     text = json.dumps([config.run.name, as_of, config.digest, days])
@@ -228,7 +228,7 @@ def quarantine(run: Run, days: Sequence[str], reasons: tuple[str, ...]) -> None:
 
 
 def ingest(config: Config, files: Mapping[str, Sequence[str]], as_of: str) -> dict[str, PartManifest]:
-    """The parts of days. One whose logs are broken, empty or too bad goes to quarantine, and the others do without it.
+    """The parts of days; a day whose logs are unusable is put into quarantine and left out.
 
     Raises:
         DataError: it is the day of this run.

@@ -82,7 +82,7 @@ def _take(config: Config, holder: str, pid: int) -> None:
 
 
 def _wait_until_free(config: Config, there: Lease | None) -> None:
-    """Return once nobody holds the lease: at once, or when a short one has ended.
+    """Wait until nobody holds the lease, if it is a short one.
 
     Raises:
         BusyError: it is long, or was renewed.
@@ -133,7 +133,7 @@ def held(config: Config, holder: str, pid: int = 0) -> Iterator[None]:
 
 
 def _read(uri: str) -> Lease | None:
-    """The lease that there is; one that is not ours to believe is none, and a line says so."""
+    """The present lease; a damaged one counts as none, with a log line."""
     if not storage.exists(uri):
         return None
     try:
@@ -157,7 +157,7 @@ def _refuse(config: Config, lease: Lease | None) -> NoReturn:
 
 
 def _dead(lease: Lease) -> bool:
-    """Whether the holder was a process of this host that is gone."""
+    """Whether the holder was a process of this host that has ended."""
     if not lease.pid or lease.host != socket.gethostname():
         return False
     try:

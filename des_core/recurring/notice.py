@@ -1,4 +1,4 @@
-"""How a run ended, told to a webhook: accepted, rejected, undecided, absent or failed.
+"""Posts how a run ended to a webhook: accepted, rejected, undecided, absent or failed.
 
 What is told is read from what the run left behind, so a run that failed half-way, or never began, is told of too.
 """
@@ -23,7 +23,7 @@ WAIT_S = 30.0
 
 
 def outcome(config: Config, status: dict[str, Any], failure: str) -> dict[str, Any]:
-    """What is told of a run: its name, day, outcome and the reasons.
+    """The content of a notice: the run's name, day, outcome and the reasons.
 
     Args:
         status: what its steps returned, by name, and the ``error`` of one that failed.

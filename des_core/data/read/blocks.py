@@ -1,4 +1,4 @@
-"""Text logs as blocks of whole records: bytes -> where each record lies, on which line, and where its columns end.
+"""Text logs as blocks of whole records: finds in the bytes each record's place, its line, and the ends of its columns.
 
 A block is some 8 MiB, cut where a record ends. One pass over its bytes finds everything, by the rules of CSV: a quote
 opens only at a column's start, "" inside it is a quote, and a line end inside it belongs to the value. Empty lines

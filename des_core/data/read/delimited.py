@@ -204,7 +204,7 @@ def _gather(
     offsets_KR: Array,
     gone_KR: Array,
 ) -> None:
-    """Copy values, record by record, to where each column starts; tell which are one of the missing words."""
+    """Copy values, record by record, to where each column starts; mark those that stand for a missing value."""
     at_K = starts_K.astype(np.uint64)
     for r in range(len(edges_R)):
         for k in range(len(places_K)):

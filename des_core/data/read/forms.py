@@ -58,7 +58,7 @@ def form_of_values(array: pa.Array) -> Form:
 
 
 def in_form(array: pa.Array, form: Form) -> pa.Array:
-    """Texts that stand for plain values [V], one text for each value of the form; null and NaN stay null.
+    """Texts of plain values [V], the same text for equal values of the form; null and NaN stay null.
 
     A dictionary of texts stays one.
 

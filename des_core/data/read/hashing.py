@@ -86,7 +86,7 @@ def hash_values(array: pa.Array | pa.ChunkedArray) -> I64:
 
 
 def as_text(array: pa.Array) -> pa.Array:
-    """The texts that stand for values, one string per value; null and NaN stay null.
+    """The texts that values are hashed as; null and NaN stay null.
 
     Raises:
         DataError: lists, structs and maps have no text that stands for them, nor have bytes that are not UTF-8.
@@ -127,7 +127,7 @@ def _float_text(array: pa.Array) -> pa.Array:
 
 
 def number_text(value: Any) -> str | None:
-    """The text that stands for a float; None for NaN."""
+    """The text that a float is hashed as; None for NaN."""
     if np.isnan(value):
         return None
     if np.isfinite(value) and value == np.floor(value):

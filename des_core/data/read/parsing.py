@@ -123,7 +123,7 @@ _POWERS = 10.0 ** np.arange(16)
 
 @njit(nogil=True, cache=True)
 def _plain_numbers(data: Array, offsets: Array, valid: Array, first: int, out_R: Array) -> Array:
-    """Read decimals of at most 15 digits, whose nearest float64 is one division away; tells where there are others."""
+    """Parse decimals of at most 15 digits, whose nearest float64 is one division away; mark all others."""
     other_R = np.zeros(len(out_R), np.bool_)
     for r in range(len(out_R)):
         out_R[r] = np.nan

@@ -34,7 +34,7 @@ def as_list(paths: str | Sequence[str]) -> list[str]:
 
 
 def files_of(paths: str | Sequence[str], form: str) -> list[str]:
-    """Every file that ``paths`` mean, each once, in order; {day} stands for any date.
+    """Every file that ``paths`` match, each once, in order; {day} matches any date.
 
     Raises:
         DataError: a path means no file.
@@ -69,7 +69,7 @@ def days_of_paths(paths: str | Sequence[str], form: str) -> dict[str, list[str]]
 
 
 def digest_of(path: str) -> str:
-    """The sha256 of a file's bytes as they lie there, packed or not.
+    """The sha256 of a file's stored bytes, compressed or not.
 
     Raises:
         DataError: it cannot be read.
@@ -151,7 +151,7 @@ def _is_data(folder: str, name: str, form: str) -> bool:
 
 
 def _day_in(file: str, path: str) -> str:
-    """The date that stands in ``file`` where ``path`` has {day}; empty if it is none, or two differ."""
+    """The date in ``file`` where ``path`` has {day}; empty if there is none, or two differ."""
     pattern = "".join(_DATE if piece == DAY else _as_regex(piece) for piece in re.split(r"(\{day\})", path))
     found = re.match(pattern, file)
     dates = set(found.groups()) if found else set()

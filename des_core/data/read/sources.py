@@ -151,7 +151,7 @@ def _wanted(source: SourceConfig, fields: Sequence[FieldSpec], labelled: bool) -
 
 
 class _Plan:
-    """Which wanted columns of one file come from the log itself, and which from side tables."""
+    """The wanted columns that one file has itself, and those that come from side tables."""
 
     def __init__(
         self, path: str, wanted: dict[str, str], sides: Sequence[Side], strict: bool, optional: frozenset[str]

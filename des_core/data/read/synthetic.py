@@ -102,7 +102,7 @@ def generate(out: str, days: int, rows_per_day: int, seed: int) -> list[str]:
 
 
 def generate_once(out: str, days: int, rows_per_day: int, seed: int) -> dict[str, list[str]]:
-    """Day -> its log; what an earlier call with the same arguments wrote stays, what others wrote goes."""
+    """Paths of the logs by day; files of an earlier call with the same arguments are kept, others are deleted."""
     wanted = {"version": VERSION, "rows_per_day": rows_per_day, "seed": seed, "days": days}
     logs = {day_name(day): [storage.join(out, f"{day_name(day)}.csv")] for day in range(days)}
     marker = storage.join(out, "generated.json")
@@ -162,7 +162,7 @@ def _one_day(day: int, rows: int, seed: int) -> tuple[pa.Table, F64]:
 
 
 def _zipf_ids(draw: Callable[[str], F64], field: _Ids, day: int) -> I64:
-    """Ids [R]: by Zipf's law among the first ones, a few among those that came since, a few among today's."""
+    """Ids [R], drawn by Zipf's law from the first day's, with a few of those added since and a few of today's."""
     odds = np.cumsum(_zipf_odds(field))
     ids: I64 = np.searchsorted(odds, draw(field.name) * odds[-1]).astype(np.int64)
     if not field.daily:

@@ -86,7 +86,7 @@ def encode(
 def encode_checked(
     records: pa.Table, fields: Sequence[FieldSpec], timezone: str, missing: Sequence[str], quoted: bool = True
 ) -> Encoded:
-    """As ``encode``, but values that are not right are told instead of raised.
+    """As ``encode``, but invalid values are reported instead of raised.
 
     Raises:
         DataError: a column is not there.
@@ -248,7 +248,7 @@ def _unsaid(values: pa.Array, index: int) -> str:
 
 
 def kind_of(kind: pa.DataType) -> str:
-    """A type in a word; Arrow's own names of nested ones quote the keys of the values."""
+    """The name of a type in one word; Arrow's names of nested types quote the values' keys."""
     if pa.types.is_struct(kind) or pa.types.is_map(kind):
         return "objects"
     return "lists" if pa.types.is_nested(kind) else str(kind)

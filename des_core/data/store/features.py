@@ -77,7 +77,7 @@ def ingest(config: Config, day: str | None = None) -> Reference:
 
 
 def day_files(config: Config) -> dict[str, list[str]]:
-    """Day -> raw files, for logs that come by day.
+    """Raw files by day, for logs that are delivered by day.
 
     Raises:
         DataError: they do not, or they are not in time order.

@@ -221,7 +221,7 @@ def _draws(seed: Any, file: Any, rows_R: Array) -> tuple[Array, Array]:
 
 
 class _Tally:
-    """What goes by: counts, bad records, frequent values, and a line of progress now and then."""
+    """Counts of what is ingested: rows, bad records, frequent values; writes progress lines."""
 
     def __init__(self, part: str, quarantine: Any, fields: Sequence[str]) -> None:
         self.read = self.bad = self.held_out = self.outside = 0
@@ -268,7 +268,7 @@ class _Tally:
 
 @contextmanager
 def _scratch(root: str, part: str) -> Iterator[str]:
-    """A local folder that is empty at first and gone afterwards."""
+    """A new local folder that is deleted after the block."""
     filesystem, path = storage.resolve(root)
     if isinstance(filesystem, pafs.LocalFileSystem):
         folder = os.path.join(path, f".scratch-{part}")

@@ -70,7 +70,7 @@ def manifest_uri(root: str, name: str) -> str:
 
 
 def whole_part(root: str, name: str) -> PartManifest | None:
-    """A part's manifest if the part is whole, as far as its footer tells, whatever made it."""
+    """A part's manifest if the part is complete by its footer, whatever spec and sources it was made from."""
     uri = manifest_uri(root, name)
     if not storage.exists(uri):
         return None
@@ -172,7 +172,7 @@ def damaged(uri: str, error: Exception) -> StorageError:
 
 
 def footer_of(uri: str) -> str:
-    """sha256 of a Parquet file's footer: it says how long the file is, and where and how its rows lie."""
+    """sha256 of a Parquet file's footer, which holds the file's length and the places and codecs of its rows."""
     filesystem, path = storage.resolve(uri)
     with filesystem.open_input_file(path) as file:
         return hashlib.sha256(_footer(file)).hexdigest()

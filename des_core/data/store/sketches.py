@@ -25,7 +25,7 @@ from des_core.data.store.statistics import Sketch, Sketcher
 
 
 class Sketching:
-    """Sketches rows [start, stop) of a part, of which all rows from ``start`` on come by in order."""
+    """Sketches rows [start, stop) of a part while all rows from ``start`` on are written in order."""
 
     def __init__(self, name: str, fields: Sequence[FieldSpec], start: int, stop: int) -> None:
         self._stream = hash_text(pa.array([name])).view(np.uint64)[0]

@@ -127,7 +127,7 @@ class Sorter:
 
 
 class _Numbers:
-    """A column of numbers, in one piece, so that a row is one step away."""
+    """A column of numbers as one array, for fast access to single rows."""
 
     def __init__(self, kind: pa.DataType, room: int) -> None:
         # Pages come as rows do. Those of numpy's own large arrays are huge: cleared out of cache, and never quite full.
@@ -161,13 +161,13 @@ class _Numbers:
 
 
 class _Lists:
-    """A column of lists, in the pieces that came."""
+    """A column of lists, as the chunks that were added."""
 
     def __init__(self) -> None:
         self._chunks: list[pa.Array] = []
 
     def put(self, at: int, column: pa.Array, order_R: Array) -> None:
-        """Hold rows of a table's column, in the order given; those that came before are gone where ``at`` is 0."""
+        """Store rows of a table's column in the given order; ``at`` = 0 discards the earlier ones."""
         self._chunks = [*(self._chunks if at else []), column.take(pa.array(order_R))]
 
     def take(self, order_R: Array) -> pa.Array:
@@ -201,7 +201,7 @@ def _order(key_R: Array) -> Array:
 
 @dataclass
 class _Run:
-    """One run being read: the rows at hand, and the batches still to come."""
+    """One sorted run that is being merged: its present rows, and the batches still to be read."""
 
     batches: Iterator[pa.RecordBatch]
     rows: pa.Table | None = None

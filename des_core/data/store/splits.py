@@ -47,7 +47,7 @@ def divide(config: Config, parts: Mapping[str, PartManifest]) -> Splits:
 
 
 def likely_train_rows(config: Config, part: str, rows: int, held_out: int) -> int:
-    """How many of a part's first rows train, as far as the part alone can tell."""
+    """The number of a part's first rows that are training rows, judged by the part alone."""
     if config.source.train:
         return rows - held_out if part == "train" else 0
     if config.split.by == "day" or (part != "all" and order_of(config) == "time"):

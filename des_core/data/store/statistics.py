@@ -57,7 +57,7 @@ class Sketch:
 
 
 class Counter:
-    """Counts the keys of one field as they come by."""
+    """Counts the keys of one field while it is ingested."""
 
     def __init__(self) -> None:
         self._keys = np.zeros(_SLOTS, np.int64)
@@ -156,7 +156,7 @@ def distinct(sketch: Sketch) -> int:
 
 
 class Sketcher:
-    """Sketches one field over rows as they come by, in order."""
+    """Sketches one field while its rows are written in order."""
 
     def __init__(self, spec: FieldSpec) -> None:
         self._spec = spec
@@ -294,7 +294,7 @@ class ValueTexts:
         self._texts = {key: self._texts[key] for key in kept}
 
     def result(self, most: int = 128) -> tuple[tuple[int, str], ...]:
-        """Keys and texts of the values met most often, most frequent first."""
+        """Keys and texts of the most frequent values, most frequent first."""
         kept = heapq.nsmallest(most, self._counts, key=lambda key: (-self._counts[key], key))
         return tuple((key, self._texts[key]) for key in kept)
 

@@ -1,4 +1,4 @@
-"""The only torch.distributed: every collective goes through here and is counted.
+"""All use of torch.distributed: every collective is made and counted here.
 
 Bytes are those sent to other workers, a collective's by its algorithm: an all-to-all sends what is not
 for oneself, an all-reduce 2 (N - 1) / N of its size. A collective that carries several things is
@@ -95,7 +95,7 @@ class Collectives:
         self.workers = dist.get_world_size()
 
     def close(self) -> None:
-        """Leave together: nobody tears down a connection that a peer still needs."""
+        """Close the connections after all workers have arrived here, so that no peer loses one that it still needs."""
         self.barrier()
         dist.destroy_process_group()
 

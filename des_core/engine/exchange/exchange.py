@@ -1,4 +1,4 @@
-"""How partial results meet: all operators of a model in one exchange each way per step.
+"""The exchange of partial results: all operators of a model share one exchange each way per step.
 
 Every worker adds up, for the whole global batch, what it owns; each sample's home adds the workers'
 partials in rank order and runs what follows::
@@ -36,7 +36,7 @@ from des_core.engine.operators import Shard, totals_alone
 
 
 class Exchange:
-    """Carries partials home and gradients back, as a plan says."""
+    """Sends partial results to the homes of their samples and gradients back, as a plan says."""
 
     def __init__(self, plan: Plan, peers: Collectives) -> None:
         self._plan, self._peers = plan, peers
@@ -118,7 +118,7 @@ class Exchange:
         }
 
     def _brought_home(self, shard: Shard, inputs_bM: Tensor, routing: RowRouting, samples: int) -> Shard:
-        """All lookups of the home slice and their rows: two messages that tell sizes and places, then the rows."""
+        """All lookups of the home slice and their rows, by two messages with sizes and places, then the rows."""
         peers, reads, device = self._peers, self._plan.reads, shard.rows_UK.device
         width = reads.stop - reads.start
         sizes = torch.tensor([*zip(routing.rows_N, routing.message_N, strict=True)], dtype=torch.int64, device=device)

@@ -97,7 +97,7 @@ class Plan:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """What tells it from its alternatives."""
+        """The choices that distinguish this plan from others."""
         return {"choice": self.choice, "upper": "replicated" if self.replicated else "home"}
 
     @property
@@ -112,7 +112,7 @@ class Plan:
         return slice(0 if linear else 1, self.model.row_width)
 
     def with_pooling(self, shard: Shard) -> Shard:
-        """The shard, told what of field vectors and squares the operators will read."""
+        """The shard, set to form field vectors and squares only if an operator reads them."""
         operators = self.model.by_name.values()
         by_field = "gather" in self.choice.values() or any(op.by_field for op in operators)
         return replace(shard, by_field=by_field, squares=any(op.squares for op in operators))

@@ -77,5 +77,5 @@ def build(config: ModelConfig, fields: int, inputs: int, seed: int) -> Model:
 
 
 def deep_part(config: ModelConfig, inputs: int = 0) -> Tower:
-    """The tower of a config's hidden layers; ``inputs`` numbers come in if the first layer is its own."""
+    """The tower of a config's hidden layers; ``inputs`` is the width of its input if the first layer runs in it."""
     return Tower(config.hidden, config.dropout, config.batch_norm, inputs)

@@ -98,7 +98,7 @@ class Operator(nn.Module):
         raise NotImplementedError
 
     def partial_rest(self, shard: Shard) -> Tensor:
-        """What pooled field vectors cannot tell, summed over the lookups owned here: ``[B, rest]``."""
+        """The part of the total that pooled field vectors lack, over the lookups owned here: ``[B, rest]``."""
         return torch.zeros(shard.samples, 0, device=shard.x_L.device, dtype=shard.rows_UK.dtype)
 
     def collect(self, vectors_BFk: Tensor, inputs_BM: Tensor, rest_BR: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ def last(folder: str) -> Reference | None:
 
 
 def measured(reference: Reference) -> dict[str, Any]:
-    """What ``save`` wrote beside a manifest; nothing where it is gone or damaged, for no result depends on it."""
+    """The measurements that ``save`` wrote beside a manifest; empty where they are missing or damaged."""
     uri = storage.join(reference.uri.rpartition("/")[0], "measured.json")
     try:
         found = storage.read_json(uri) if storage.exists(uri) else {}
@@ -212,7 +212,7 @@ def load_rows(
     worker: int,
     tables: Array | None = None,
 ) -> None:
-    """Fill a table with the rows whose buckets ``worker`` owns, whoever wrote them.
+    """Fill a table with the rows whose buckets ``worker`` owns, from the files of all workers.
 
     Args:
         tables: number here of each table of the checkpoint, -1 for one that is left behind; None: they are the same.

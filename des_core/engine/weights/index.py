@@ -1,4 +1,4 @@
-"""id -> slot: open addressing over one flat array, doubled in place; the ids lie in slot order.
+"""The index from id to slot: open addressing in one flat array that doubles in place; ids are stored in slot order.
 
 An entry is 64 bits: the id's low half as a tag, and slot + 1; zero is empty. Probing is linear from the
 tag's low bits, so an entry says where it is at home without its id: doubling is one walk through the
@@ -77,7 +77,7 @@ class Keys:
 
     @property
     def last(self) -> Array:
-        """The step that met each id last, uint32 [S]."""
+        """The last step that looked up each id, uint32 [S]."""
         return self._last.array[: self.used]
 
     @property
@@ -111,7 +111,7 @@ class Keys:
         return np.arange(start, stop)
 
     def record_lookups(self, slots_U: Array, counts_U: Array, step: int) -> Array:
-        """Steps uint32 [U] that met the slots before ``step``, which meets them ``counts_U`` times; itself for -1."""
+        """Count lookups at ``step``; the last step before it that looked up each slot [U], ``step`` for slot -1."""
         before_U: Array = count_lookups(self._counts.array, self._last.array, slots_U, counts_U, np.uint32(step))
         return before_U
 
@@ -181,7 +181,7 @@ def _seat(entries_C: Array, entry: Any) -> None:
 
 @njit(nogil=True, cache=True)
 def place(entries_C: Array, ids_S: Array, first: int, last: int) -> None:
-    """Enter slots [first, last), whose ids stand in ``ids_S`` and are not entered yet."""
+    """Insert slots [first, last), whose ids are in ``ids_S``, into the index."""
     mask = uint64(len(entries_C) - 1)
     for slot in range(first, last):
         prefetch(entries_C, uint64(ids_S[min(slot + AHEAD, last - 1)]) & mask)
@@ -219,7 +219,7 @@ def _locate(entries_C: Array, ids_S: Array, slot: int) -> Any:
 
 @njit(nogil=True, cache=True)
 def erase(entries_C: Array, ids_S: Array, slots: Array) -> None:
-    """Take out the entries of slots, whose ids still stand in ``ids_S``."""
+    """Remove the entries of slots, whose ids are still in ``ids_S``."""
     mask = uint64(len(entries_C) - 1)
     for i in range(len(slots)):
         prefetch(entries_C, uint64(ids_S[slots[min(i + AHEAD, len(slots) - 1)]]) & mask)
@@ -236,7 +236,7 @@ def erase(entries_C: Array, ids_S: Array, slots: Array) -> None:
 
 @njit(nogil=True, cache=True)
 def redirect(entries_C: Array, ids_S: Array, source: Array, target: Array) -> None:
-    """Let the entries of slots ``source`` say ``target``; ids stand where they stood."""
+    """Change the entries of slots ``source`` to ``target``; ids are not moved yet."""
     mask = uint64(len(entries_C) - 1)
     for i in range(len(source)):
         prefetch(entries_C, uint64(ids_S[source[min(i + AHEAD, len(source) - 1)]]) & mask)

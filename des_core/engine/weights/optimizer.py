@@ -148,7 +148,7 @@ def _ftrl_rows(
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _ahead(rows_SK: Array, state_SZ: Array, slots_U: Array, first: int) -> Any:
-    """The sum of what lies in the next rows' cache lines, so that their misses overlap instead of queueing up."""
+    """Read the next rows' cache lines, so that their misses overlap; the sum is returned only to keep the reads."""
     total = rows_SK.dtype.type(0)
     for slot in slots_U[first : first + AHEAD]:
         for k in range(0, rows_SK.shape[1], 8):

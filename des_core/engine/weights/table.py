@@ -33,7 +33,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class StagedBatch:
-    """What one step looked up, and the rows born for it."""
+    """The lookups of one step's batch, and the rows that it adds."""
 
     slots_U: Array
     """int64, -1 for ids that own no row yet."""
@@ -45,7 +45,7 @@ class StagedBatch:
 
 
 class Table:
-    """Rows by id, admitted and evicted as the settings say.
+    """The rows of one worker by id, with admission and eviction.
 
     Args:
         width: numbers per row, K: the linear weight, then the factors.
@@ -96,12 +96,12 @@ class Table:
 
     @property
     def last(self) -> Array:
-        """The step that met each slot's id last, uint32 [S]."""
+        """The last step that looked up each slot's id, uint32 [S]."""
         return self._keys.last
 
     @property
     def rows_SK(self) -> Tensor:
-        """The committed rows; a view, to be let go before the next commit, which may move them."""
+        """The committed rows; a view that is invalid after the next commit, which may move them."""
         return self._rows.tensor_SW[: self._committed]
 
     @property
@@ -129,7 +129,7 @@ class Table:
         return self._keys.memory_bytes + sum(store.held_bytes(self._committed) for store in (self._rows, self._state))
 
     def statistics(self) -> dict[str, float]:
-        """What a log line says of the table."""
+        """Statistics of the table for log lines and reports."""
         return {
             "rows": self.used,
             "candidates": self.candidates.used,
@@ -145,7 +145,7 @@ class Table:
         return self._keys.find(ids_U)
 
     def stage(self, ids_U: Array, tables_U: Array, counts_U: Array, step: int) -> StagedBatch:
-        """Meet the unique ids of a step's batch, each looked up ``counts_U`` times; admit some of the unseen."""
+        """Look up the unique ids of a step's batch, each ``counts_U`` times, and admit new ones."""
         slots_U = self._keys.find(ids_U)
         unseen = np.flatnonzero(slots_U < 0)
         admitted, before = self._admit(ids_U[unseen], tables_U[unseen], counts_U[unseen], step)
@@ -158,7 +158,7 @@ class Table:
         return StagedBatch(slots_U, self._keys.record_lookups(slots_U, counts_U, step), first_slot, new_rows_NK)
 
     def commit(self, staged: StagedBatch) -> None:
-        """Give the rows born in a staged batch their first values and zero state."""
+        """Write the first values and zero state of a staged batch's new rows."""
         if len(staged.new_rows_NK):
             self._write(torch.from_numpy(staged.new_rows_NK), None)
 
@@ -211,7 +211,7 @@ class Table:
         self._committed = stop
 
     def _admit(self, ids: Array, tables: Array, counts: Array, step: int) -> tuple[Array, Array]:
-        """Which unseen ids get a row now, bool, and how often each was looked up before, uint32."""
+        """Which unseen ids get a row now, bool, and the number of earlier lookups of each, uint32."""
         settings, waiting = self._settings, self.candidates
         before = np.zeros(len(ids), np.uint32)
         if settings.admit_count == 1:

@@ -104,7 +104,7 @@ def _compared(run: Run, report: str, version: str) -> Champion:
 
 
 def _whole_record(run: Run, report: str) -> Champion | None:
-    """champion.json, if it is of this report and the scores that it names are as it says."""
+    """champion.json, if it is of this report and the scores that it names have the right digest."""
     if not storage.exists(run.path("champion.json")):
         return None
     try:

@@ -23,7 +23,7 @@ NAMES = {"auc": "AUC", "logloss": "log loss", "ne": "normalised entropy", "calib
 
 
 def absolute(bounds: GateConfig, task: str, metrics: Mapping[str, float], whose: str = "") -> list[Check]:
-    """The bounds on one model's metrics, as far as there are any; ``whose`` says the model and rows if not ours."""
+    """The bounds on one model's metrics; ``whose`` names the model and rows if they are not the candidate's."""
     if task == "rating":
         wanted = [("max_rmse", "rmse", 1)]
     else:
@@ -55,7 +55,7 @@ def health(bounds: GateConfig, table: Mapping[str, float] | None) -> list[Check]
 
 
 def drift(bounds: GateConfig, fields: Mapping[str, Mapping[str, float]]) -> tuple[list[Check], list[Drift]]:
-    """The bounds on each field's drift: one line for each bound, of the field that comes closest, or those beyond."""
+    """The bounds on each field's drift: one line for each bound, of the field closest to it, or of all beyond it."""
     lines, checks, broken = [], [], set()
     for key, what in (
         ("max_psi", "population stability index {value:.3f}"),

@@ -63,7 +63,7 @@ def tags(run: Run, verdict: Verdict, report: dict[str, Any]) -> dict[str, str]:
 
 
 class Link(Record):
-    """One version of a chain, as its tags tell it; empty where they do not."""
+    """One version of a chain, read from its tags; empty where they are missing."""
 
     version: str
     aliases: tuple[str, ...]

@@ -68,7 +68,7 @@ def _make_database(uri: str) -> None:
 
 
 def _is_whole(path: str) -> bool:
-    """Whether MLflow has made all of its database: the first experiment comes after the tables."""
+    """Whether MLflow has created its whole database; it adds the first experiment after the tables."""
     if not os.path.getsize(path):
         return False
     with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True, timeout=30.0)) as database:
@@ -151,7 +151,7 @@ def _passes(uri: str, error: Exception) -> bool:
 
 
 def is_absent(error: Exception) -> bool:
-    """Whether MLflow itself says that there is no such thing; it has a different error for each kind."""
+    """Whether MLflow answers that an object does not exist; it has a different error code for each kind."""
     from mlflow.exceptions import MlflowException
 
     known = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")

@@ -118,7 +118,7 @@ def _register(run: Run, verdict: Verdict, export: Callable[[Run], tuple[str, pa.
 
 
 def _judge_again(client: MlflowClient, run: Run, verdict: Verdict, version: ModelVersion) -> ModelVersion:
-    """A version whose run was judged by other bounds: its tags say so, and then its aliases.
+    """Update the tags of a version whose run was judged again by other bounds.
 
     A champion that would no longer be accepted stays until somebody moves the alias.
     """
@@ -200,7 +200,7 @@ def _drop_leftovers(client: MlflowClient, run: Run, version: ModelVersion) -> No
 
 @contextmanager
 def _embedded(artifact: str) -> Iterator[str]:
-    """A local folder of what goes into the registry: all of the export but the weights that stay in storage."""
+    """A local folder with the files to register: the export without the weights that stay in storage."""
     with scratch.folder("model") as place:
         folder = Path(place) / "model"
         folder.mkdir()

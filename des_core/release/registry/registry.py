@@ -58,7 +58,7 @@ class Standing(NamedTuple):
 
 
 class Parent(NamedTuple):
-    """The champion that a recurring run goes on from, as its version's tags tell it."""
+    """The champion that a recurring run continues from, read from its version's tags."""
 
     version: str
     as_of: str

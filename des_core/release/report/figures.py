@@ -27,7 +27,7 @@ class Axis:
     write: Callable[[float], str]
 
     def place(self, value: float, start: float, stop: float) -> float:
-        """Where a value lies between two places on the page."""
+        """The position of a value between two positions on the page."""
         span = self.high - self.low
         return start + (value - self.low) / span * (stop - start) if span else (start + stop) / 2
 
@@ -99,7 +99,7 @@ class Canvas:
         )
 
     def upright(self, value: float, style: str, text: str, side: str) -> None:
-        """A named line from top to bottom; its name stands on the ``side`` "start" (right of it) or "end"."""
+        """A named vertical line; its name is on the ``side`` "start" (right of it) or "end"."""
         x = self.at((value, 0.0))[0]
         self._parts.append(f'<line class="{style}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         self._text(x + (4 if side == "start" else -4), TOP + 8, text, side)
@@ -137,7 +137,7 @@ class Canvas:
 
 
 def _steps(points: Sequence[Point]) -> Axis:
-    """An axis from the first step; a run that goes on from another one starts where that ended."""
+    """An axis over steps; a run that continues from another one starts at that one's last step."""
     first, last = points[0][0], points[-1][0]
     return Axis(0.0 if first <= last / 5 else first, last, "step", short)
 

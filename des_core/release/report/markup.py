@@ -46,7 +46,7 @@ def signed(value: float | None) -> str:
 
 
 def amount(value: Any, rounded: bool = True) -> str:
-    """A count, a metric or a word; ``rounded`` to what is worth reading."""
+    """A count, a metric or a word; ``rounded`` to significant digits."""
     if value is None or isinstance(value, str):
         return value or "\u2013"
     if isinstance(value, bool):

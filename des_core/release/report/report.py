@@ -1,4 +1,4 @@
-"""``report.html``: one file that says first what was decided, then why, then everything else.
+"""Writes ``report.html``: one file with the verdict first, then its reasons, then everything else.
 
 Made from report.json, gate.json, version.json and new_rows.json, as far as they are there, so it can be written again
 after each step. No script, no request to anywhere; figures are inline SVG.
@@ -93,7 +93,7 @@ def _document(run: Run, name: str) -> Document | None:
 
 
 def _tiles(report: Document, verdict: Document | None, rows_name: str) -> Any:
-    """The numbers that people look for first."""
+    """The tiles with the most important numbers."""
     tiles: list[tuple[str, str, str]] = []
     for key, name, meaning in verdict_sections.METRICS:
         if report.get(key) is not None:

@@ -1,4 +1,4 @@
-"""Sections of the page that say what was measured: curves, bytes on the wire, workers, tables, data."""
+"""Sections of the page about training: curves, bytes on the wire, workers, tables, data."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def workers(report: Document) -> Markup:
 
 
 def tables(report: Document) -> Markup:
-    """What became of the values that training met."""
+    """The section about rows: admitted, evicted and held."""
     if not report.get("table"):
         return Markup()
     last = report["table"][-1]

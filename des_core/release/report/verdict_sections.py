@@ -1,4 +1,4 @@
-"""Sections of the page that say how a model was judged: the verdict, its checks, the champion beside it, slices, drift.
+"""Sections of the page about the verdict: its reasons and checks, the champion, slices, drift.
 
 Read from gate.json, version.json and new_rows.json as plain documents, so that a page can be made of an older run too.
 """
@@ -33,7 +33,7 @@ Document = dict[str, Any]
 
 
 def title(verdict: Document | None) -> str:
-    """The verdict in a word or two."""
+    """The verdict in one or two words."""
     return str(verdict["verdict"]).replace("_", " ") if verdict else "not judged yet"
 
 

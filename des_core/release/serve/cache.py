@@ -50,7 +50,7 @@ def fetch(uri: str, sha256: str) -> str:
 
 
 def folder() -> str:
-    """Where the copies lie."""
+    """The folder of the copies."""
     return os.environ.get("DES_CACHE") or os.path.join(tempfile.gettempdir(), "des-cache")
 
 

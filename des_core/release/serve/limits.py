@@ -105,7 +105,7 @@ class Load:
 
 
 def connection_type(load: Load) -> type[H11Protocol]:
-    """A connection that is refused beyond the limit, and closed if its headers do not come in time."""
+    """A connection type that refuses connections beyond the limit and closes those whose headers are late."""
 
     class Connection(H11Protocol):
         taken = False

@@ -37,7 +37,7 @@ BATCH = 8192
 
 @dataclass(frozen=True)
 class FileScores:
-    """How a file's records fared."""
+    """Result of scoring a file."""
 
     rows: int
     bad: int
@@ -46,7 +46,7 @@ class FileScores:
 
 
 def tracking_uri(model: str, config: Config | None) -> str:
-    """Where to look a model up: the config's registry, MLflow's own variable, or the run folder of the model's name.
+    """The registry to look a model up in: the config's, MLflow's own variable, or the run folder of the model's name.
 
     Raises:
         RegistryError: none of these is there.

@@ -103,7 +103,7 @@ class Loaded:
 
 
 class Replica:
-    """What this process serves, and how it came to it.
+    """The model version that this process serves, kept up to date with the registry.
 
     Args:
         model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
@@ -128,7 +128,7 @@ class Replica:
         log.emit(event, to=self._stderr, **fields)
 
     def follow(self, stop: threading.Event) -> None:
-        """Look at the registry until told to stop."""
+        """Poll the registry until told to stop."""
         while not stop.is_set():
             try:
                 self.look()
@@ -137,7 +137,7 @@ class Replica:
             stop.wait(self._poll_s)
 
     def look(self) -> None:
-        """One look at the registry, and what follows from it."""
+        """Poll the registry once, and load a new version if there is one."""
         try:
             version = registry.resolve(self.model_uri, self.tracking_uri)
         except (RegistryError, UnavailableError) as error:

@@ -111,7 +111,7 @@ def write(
 
 
 def _merged(reference: Reference, manifest: checkpoint.Manifest) -> tuple[Array, Array]:
-    """Ids, ascending, and rows of all workers as they stand at the last step, without those that are zero."""
+    """Ids, ascending, and rows of all workers at the last step, without rows that are zero."""
     folder = reference.uri.rpartition("/")[0]
     decay = Decay(manifest.trainer["decays"])
     ids, rows = [], []
