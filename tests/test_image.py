@@ -32,6 +32,9 @@ def test_the_lock_pins_every_dependency_exactly() -> None:
     project = PROJECT["project"]
     for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
         wanted = Requirement(text)
+        if wanted.name == "triton":
+            # torch's CUDA build brings the Triton that it was built with, and would refuse another one's pin.
+            continue
         (pin,) = pins[canonicalize_name(wanted.name)]
         assert wanted.specifier.contains(pin.version), f"{text} is locked at {pin.version}"
     # Another index may have another build of it; a build in the lock would refuse that.

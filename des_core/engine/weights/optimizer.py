@@ -71,22 +71,29 @@ def apply(
         rows_SK.index_copy_(0, slots_U, rows_UK)
         state_SZ.index_copy_(0, slots_U, state_UZ)
         return
-    l2, eps, width = config.l2, config.eps, rows_SK.shape[1]
-    kept = 1 - rate * config.weight_decay
-    adam = (_adam_rate(config, step, rate), l2, eps, kept, 1 - config.beta1, 1 - config.beta2)
-    ftrl = (1 / rate, l2, config.ftrl_beta, config.l1, config.group_l1 * width**0.5)
-    rules: dict[str, tuple[Any, tuple[float, ...]]] = {
-        "sgd": (_sgd, (rate, l2)),
-        "adagrad": (_adagrad, (rate, l2, eps)),
-        "rowwise_adagrad": (_rowwise_adagrad, (rate, l2, eps)),
-        "adam": (_adam, adam),
-        "adamw": (_adam, adam),
-        "ftrl": (_ftrl, ftrl),
-        "group_ftrl": (_ftrl, ftrl),
+    kernels: dict[str, Any] = {
+        "sgd": _sgd,
+        "adagrad": _adagrad,
+        "rowwise_adagrad": _rowwise_adagrad,
+        "adam": _adam,
+        "adamw": _adam,
     }
-    kernel, numbers = rules[config.name]
+    kernel = kernels.get(config.name, _ftrl)
     arrays = [tensor.numpy() for tensor in (rows_SK, state_SZ, slots_U, gradient_UK.contiguous())]
-    kernel(*arrays, tuple(map(arrays[0].dtype.type, numbers)))
+    kernel(*arrays, tuple(map(arrays[0].dtype.type, rule_numbers(config, rows_SK.shape[1], step, rate))))
+
+
+def rule_numbers(config: OptimizerConfig, width: int, step: int, rate: float) -> tuple[float, ...]:
+    """The numbers that a rule's kernel takes at a step, for rows of ``width`` numbers."""
+    l2, eps = config.l2, config.eps
+    if config.name == "sgd":
+        return rate, l2
+    if config.name in ("adagrad", "rowwise_adagrad"):
+        return rate, l2, eps
+    if config.name in ("ftrl", "group_ftrl"):
+        return 1 / rate, l2, config.ftrl_beta, config.l1, config.group_l1 * width**0.5
+    kept = 1 - rate * config.weight_decay
+    return _adam_rate(config, step, rate), l2, eps, kept, 1 - config.beta1, 1 - config.beta2
 
 
 def update_rows(

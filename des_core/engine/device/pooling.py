@@ -1,0 +1,123 @@
+"""Rows read, added up, and updated without a copy of them in between: what weights/pooling.py and optimizer.py do.
+
+Forward reads rows by slot and hands operators the sums of each sample. Their gradients come back through autograd
+to a ``Pooled``, which keeps them: the update waits until the loss is known to be finite, and then turns them into the
+rows' gradients and applies the rule in one go.
+
+Dims: B samples, O fields owned here, L lookups, U unique rows, P pieces, K numbers per row, k = K - 1 factors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from des_core.config import OptimizerConfig
+from des_core.engine.device import row_kernels
+from des_core.engine.device.batch import Segments
+from des_core.engine.device.rows import DeviceRows
+from des_core.engine.device.table import grid, kernel_type
+from des_core.engine.weights.optimizer import rule_numbers
+
+RULES = {
+    "sgd": row_kernels.SGD,
+    "adagrad": row_kernels.ADAGRAD,
+    "rowwise_adagrad": row_kernels.ROWWISE_ADAGRAD,
+    "adam": row_kernels.ADAM,
+    "adamw": row_kernels.ADAM,
+    "ftrl": row_kernels.FTRL,
+    "group_ftrl": row_kernels.FTRL,
+}
+
+
+@dataclass
+class Pooled:
+    """The lookups of a batch with their slots; after backward, the gradients of what was added up.
+
+    ``offsets_OB`` [O B + 1] are the lookups of each field and sample, field by field.
+    """
+
+    rows: DeviceRows
+    slots_L: Tensor
+    sample_L: Tensor
+    piece_L: Tensor
+    x_L: Tensor
+    offsets_OB: Tensor
+    samples: int
+    fields: int
+    by_field: bool
+    squares: bool
+    gradients: list[Tensor] = field(default_factory=list)
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What kernels are compiled for."""
+        rows = self.rows
+        return {
+            "K": rows.width,
+            "WIDE": 1 << (rows.width - 1).bit_length() if rows.width > 1 else 1,
+            "STRIDE": rows.stride,
+            "SHIFT": rows.shift,
+            "DTYPE": kernel_type(rows.dtype),
+        }
+
+    def forward(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums [B, K], vectors [B, O, k] and squares [B]; the latter two are [.., 0, ..] and [0] where none asks."""
+        rows = self.rows
+        fields = self.fields if self.by_field else 0
+        summed_BK = torch.empty(self.samples, rows.width, dtype=rows.dtype, device=rows.device)
+        vectors_BOk = torch.empty(self.samples, fields, rows.width - 1, dtype=rows.dtype, device=rows.device)
+        squares_B = torch.empty(self.samples if self.squares else 0, dtype=rows.dtype, device=rows.device)
+        row_kernels.pool_forward[grid(self.samples, row_kernels.SAMPLES)](
+            self.slots_L, self.x_L, self.offsets_OB, rows.bases, summed_BK, vectors_BOk, squares_B, self.samples,
+            self.fields, **self.shape, BY_FIELD=self.by_field, SQUARES=self.squares, BLOCK=row_kernels.SAMPLES,
+        )  # fmt: skip
+        return summed_BK, vectors_BOk, squares_B
+
+    def with_gradients(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``forward``; backward leaves the gradients here."""
+        anchor = torch.zeros((), dtype=self.rows.dtype, device=self.rows.device, requires_grad=True)
+        summed_BK, vectors_BOk, squares_B = _Pool.apply(anchor, self)  # type: ignore[no-untyped-call]
+        return summed_BK, vectors_BOk, squares_B
+
+    def update(self, segments: Segments, config: OptimizerConfig, step: int, rate: float, finite: Tensor) -> None:
+        """Apply a rule to the rows, unless ``finite`` (a number on the device) is zero."""
+        if not self.gradients:
+            return
+        rows, lookups = self.rows, len(self.slots_L)
+        pieces = lookups + lookups // row_kernels.PIECE + 1
+        sums_PK = torch.empty(pieces, rows.width, dtype=rows.dtype, device=rows.device)
+        row_kernels.sum_pieces[grid(pieces, row_kernels.ROWS)](
+            segments.order_L, self.slots_L, self.x_L, self.sample_L, self.piece_L, segments.begin_P, segments.sizes_2,
+            rows.bases, *self.gradients, sums_PK, self.fields, **self.shape, BY_FIELD=self.by_field,
+            SQUARES=self.squares, BLOCK=row_kernels.ROWS,
+        )  # fmt: skip
+        numbers = torch.tensor(rule_numbers(config, rows.width, step, rate), dtype=rows.dtype, device=rows.device)
+        row_kernels.update_rows[grid(lookups, row_kernels.ROWS)](
+            segments.slots_U, segments.first_U, sums_PK, segments.sizes_2, finite, numbers, rows.bases,
+            RULE=RULES[config.name], Z=rows.state_width, **self.shape, BLOCK=row_kernels.ROWS,
+        )  # fmt: skip
+
+    def catch_up(self, segments: Segments, factors_U: Tensor) -> None:
+        """Multiply the batch's rows by the decay that they have missed."""
+        row_kernels.decay_rows[grid(len(segments.slots_U), row_kernels.ROWS)](
+            segments.slots_U, factors_U, segments.sizes_2, self.rows.bases, **self.shape, BLOCK=row_kernels.ROWS
+        )
+
+
+class _Pool(Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, pooled: Pooled) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.pooled = pooled
+        return pooled.forward()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+        ctx.pooled.gradients = [gradient.contiguous() for gradient in gradients]
+        return None, None

@@ -1,0 +1,34 @@
+"""Whether the Triton kernels can run here.
+
+Without a GPU they run on CPU tensors under Triton's interpreter (TRITON_INTERPRET=1, set before Triton is imported),
+which is how tests hold their laws; it is far too slow for anything else.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import torch
+
+LEAST_CAPABILITY = (7, 0)
+"""Compute capability that Triton's atomics and shuffles need: Volta and later."""
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets kernels instead of compiling them."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def why_not(device: torch.device) -> str:
+    """Why the kernels cannot run on a device; empty if they can."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if device.type == "cpu":
+        return "" if interpreted() else "they need a GPU"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        return f"they need compute capability {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]}, {device} has " + ".".join(
+            map(str, capability)
+        )
+    return ""

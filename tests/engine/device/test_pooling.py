@@ -1,0 +1,163 @@
+"""Pooling, gradients and updates on a device are those of plain torch, with heavy rows and odd batches."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from des_core.config import OptimizerConfig
+from des_core.engine.weights.optimizer import state_width, update_rows
+from des_core.engine.weights.pooling import reference
+
+RULES = get_args(OptimizerConfig.model_fields["name"].annotation)
+EXTRAS = {"adamw": {"weight_decay": 0.01}, "ftrl": {"l1": 0.1}, "group_ftrl": {"l1": 0.1, "group_l1": 0.01}}
+SAMPLES, FIELDS, SLOTS = 21, 3, 40
+
+
+class Batch:
+    """A batch with one field of lists, one of single values and one that is often empty; some ids have no row."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, seed: int = 0, heavy: int = 0, width: int = 5) -> None:
+        rng = np.random.default_rng(seed)
+        counts = np.stack([rng.integers(0, 4, SAMPLES), np.ones(SAMPLES, int), rng.integers(0, 2, SAMPLES)])
+        if heavy:
+            counts[0, 3] = heavy
+        self.offsets = torch.from_numpy(np.concatenate([[0], counts.ravel().cumsum()])).to(device)
+        lookups = int(counts.sum())
+        self.sample = torch.from_numpy(np.tile(np.arange(SAMPLES), FIELDS).repeat(counts.ravel())).to(device)
+        self.piece = torch.from_numpy(np.arange(FIELDS).repeat(SAMPLES).repeat(counts.ravel())).to(device)
+        slots = rng.zipf(1.3, lookups) % SLOTS - 1
+        if heavy:
+            slots[int(self.offsets[3]) : int(self.offsets[3]) + heavy] = 7
+        self.slots = torch.from_numpy(slots).to(device)
+        self.x = torch.from_numpy(np.round(rng.uniform(0.5, 2, lookups), 1)).to(device, dtype)
+        self.rows = torch.from_numpy(rng.normal(size=(SLOTS, width))).to(device, dtype)
+
+    def pooled(self, state: int = 0, **wanted: bool) -> Any:
+        from des_core.engine.device.pooling import Pooled
+        from des_core.engine.device.rows import DeviceRows
+
+        store = DeviceRows(self.rows.shape[1], state, self.rows.device, self.rows.dtype, chunk_bits=4)
+        store.grow(SLOTS)
+        store.write(0, self.rows, self.rows.new_zeros(SLOTS, state))
+        return Pooled(store, self.slots, self.sample, self.piece, self.x, self.offsets, SAMPLES, FIELDS, **wanted)
+
+    def expected(self, rows: Tensor, by_field: bool, squares: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The sums by plain torch, of rows [S, K] that ask for gradients."""
+        x = torch.where(self.slots < 0, torch.zeros_like(self.x), self.x)
+        places = (self.slots.clamp(min=0), self.sample, self.piece, x)
+        return reference(rows, *places, SAMPLES, FIELDS if by_field else 0, squares)
+
+
+@pytest.mark.parametrize("by_field", [False, True])
+@pytest.mark.parametrize("squares", [False, True])
+@pytest.mark.parametrize("width", [1, 5])
+def test_forward_is_plain_torchs(device: torch.device, by_field: bool, squares: bool, width: int) -> None:
+    batch = Batch(device, torch.float64, width=width)
+    found = batch.pooled(by_field=by_field, squares=squares).forward()
+    for ours, theirs in zip(found, batch.expected(batch.rows, by_field, squares), strict=True):
+        assert ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-13, atol=1e-13)
+
+
+def loss_of(sums: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    summed, vectors, squares = sums
+    return summed.sin().sum() + (vectors * vectors.detach().cos()).sum() + (squares * 0.3).sum()
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_updates_are_plain_torchs(device: torch.device, rule: str, dtype: torch.dtype) -> None:
+    from des_core.engine.device.batch import segments_of
+
+    config = OptimizerConfig(name=rule, learning_rate=0.05, l2=0.01, **EXTRAS.get(rule, {}))  # type: ignore[arg-type]
+    zeros = state_width(rule, 5)
+    batch = Batch(device, dtype, heavy=150)
+    rows, state = batch.rows.clone(), batch.rows.new_zeros(SLOTS, zeros)
+    pooled = batch.pooled(zeros, by_field=True, squares=True)
+    finite = torch.ones(1, dtype=torch.int32, device=device)
+    read = batch.slots[batch.slots >= 0].unique()
+    for step in range(1, 4):
+        loss_of(pooled.with_gradients()).backward()
+        segments = segments_of(batch.slots)
+        pooled.update(segments, config, step, 0.05, finite)
+        leaf = rows.clone().requires_grad_()
+        loss_of(batch.expected(leaf, True, True)).backward()
+        assert leaf.grad is not None
+        rows[read], state[read] = update_rows(config, rows[read], leaf.grad[read], state[read], step, 0.05)
+        ours, our_state = pooled.rows.read(0, SLOTS)
+        loose = {"rtol": 5e-4, "atol": 5e-4} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-10}
+        assert torch.allclose(ours, rows, **loose)
+        assert torch.allclose(our_state, state, **loose)
+    assert segments.sizes_2.tolist()[0] == len(read) < segments.sizes_2.tolist()[1]
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(device: torch.device) -> None:
+    from des_core.engine.device.batch import segments_of
+
+    batch = Batch(device, torch.float32)
+    pooled = batch.pooled(5, by_field=True, squares=False)
+    summed, vectors, _ = pooled.with_gradients()
+    (summed.sum() * float("nan") + vectors.sum()).backward()
+    config = OptimizerConfig(name="adagrad", learning_rate=0.1)
+    pooled.update(segments_of(batch.slots), config, 1, 0.1, torch.zeros(1, dtype=torch.int32, device=device))
+    rows, state = pooled.rows.read(0, SLOTS)
+    assert torch.equal(rows, batch.rows) and not state.any()
+
+
+def test_a_row_with_many_lookups_is_the_sum_of_its_pieces(device: torch.device) -> None:
+    """In whole numbers every order has the same sum: cut into pieces, nothing is lost or counted twice."""
+    from des_core.engine.device.batch import segments_of
+
+    batch = Batch(device, torch.float32, heavy=700)
+    batch.x = batch.x.round()
+    pooled = batch.pooled(0, by_field=False, squares=False)
+    summed, _, _ = pooled.with_gradients()
+    weights = torch.arange(SAMPLES, device=device, dtype=torch.float32)[:, None]
+    (summed * weights).sum().backward()
+    config = OptimizerConfig(name="sgd", learning_rate=1.0)
+    pooled.update(segments_of(batch.slots), config, 1, 1.0, torch.ones(1, dtype=torch.int32, device=device))
+    gradient = batch.rows.new_zeros(SLOTS)
+    known = batch.slots >= 0
+    gradient.index_add_(0, batch.slots[known], (batch.x * weights[batch.sample, 0])[known])
+    rows, _ = pooled.rows.read(0, SLOTS)
+    assert torch.equal(rows, batch.rows - gradient[:, None])
+
+
+def test_two_runs_have_the_same_bits(device: torch.device) -> None:
+    from des_core.engine.device.batch import segments_of
+
+    results = []
+    for _ in range(2):
+        batch = Batch(device, torch.float32, heavy=300)
+        pooled = batch.pooled(5, by_field=True, squares=True)
+        loss_of(pooled.with_gradients()).backward()
+        config = OptimizerConfig(name="adagrad", learning_rate=0.1)
+        pooled.update(segments_of(batch.slots), config, 1, 0.1, torch.ones(1, dtype=torch.int32, device=device))
+        results.append(pooled.rows.read(0, SLOTS)[0].clone())
+    assert torch.equal(*results)
+
+
+def test_a_batch_without_a_known_value(device: torch.device) -> None:
+    from des_core.engine.device.batch import segments_of
+
+    batch = Batch(device, torch.float32)
+    batch.slots.fill_(-1)
+    pooled = batch.pooled(5, by_field=True, squares=True)
+    sums = pooled.with_gradients()
+    assert not any(part.any() for part in sums)
+    loss_of(sums).backward()
+    segments = segments_of(batch.slots)
+    assert segments.sizes_2.tolist() == [0, 0]
+    config = OptimizerConfig(name="adagrad", learning_rate=0.1)
+    pooled.update(segments, config, 1, 0.1, torch.ones(1, dtype=torch.int32, device=device))
+    assert torch.equal(pooled.rows.read(0, SLOTS)[0], batch.rows)
+
+
+def test_a_list_of_ten_thousand_values(device: torch.device) -> None:
+    batch = Batch(device, torch.float64, heavy=10_000)
+    summed, _, _ = batch.pooled(by_field=False, squares=False).forward()
+    assert torch.allclose(summed, batch.expected(batch.rows, False, False)[0])

@@ -1,0 +1,192 @@
+"""The table on a device holds the same rows as the CPU's after every batch: ids by slot, counts, steps, values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from des_core.config import TableConfig
+from des_core.engine.weights import index
+from des_core.engine.weights.table import Table
+
+Array = np.ndarray[Any, np.dtype[Any]]
+WIDTH, STATE = 5, 2
+TABLES = 3
+
+
+def both(device: torch.device, **settings: Any) -> tuple[Table, Any]:
+    """The CPU's table and the device's, of the same settings."""
+    from des_core.engine.device.table import DeviceTable
+
+    words = (WIDTH, STATE, 7, 0.1, TableConfig(**settings))
+    cpu = Table(*words, torch.device("cpu"), torch.float32)
+    return cpu, DeviceTable(*words, device, torch.float32, chunk_bits=5)
+
+
+def step(cpu: Table, device: Any, ids_L: Array, number: int, mine_L: Array | None = None) -> None:
+    """Look a batch up in both; they must agree on every lookup."""
+    mine_L = np.ones(len(ids_L), np.int8) if mine_L is None else mine_L
+    piece_L = (ids_L.view(np.uint64) % TABLES).astype(np.int64)
+    own = mine_L != 0
+    ids_U, inverse, first_U, counts_U = index.dedupe(ids_L[own])
+    staged = cpu.stage(ids_U, piece_L[own][first_U].astype(np.uint16), counts_U, number)
+    cpu.commit(staged)
+    to = [torch.from_numpy(a).to(device.rows.device) for a in (ids_L, mine_L, piece_L)]
+    slots_L = device.look_up(to[0], to[1], to[2], torch.arange(TABLES, device=to[0].device), number)
+    record(device, slots_L, number)
+    expected = np.full(len(ids_L), -1)
+    expected[own] = staged.slots_U[inverse]
+    assert slots_L.tolist() == expected.tolist()
+
+
+def record(device: Any, slots_L: torch.Tensor, number: int) -> None:
+    """Count the lookups, as the step does by its sorted lookups."""
+    from des_core.engine.device.batch import segments_of
+
+    segments = segments_of(slots_L)
+    segments.record(device.keys, number)
+
+
+def assert_equal(cpu: Table, device: Any) -> None:
+    """Every entry of both tables is the same."""
+    used = cpu.used
+    assert device.used == used
+    ids, tables, counts, last = device.keys.arrays()
+    assert ids.tolist() == cpu.ids.tolist()
+    assert tables.tolist() == cpu.tables.tolist()
+    assert counts.tolist() == cpu.counts.tolist()
+    assert last.tolist() == cpu.last.tolist()
+    rows, state = device.rows.read(0, used)
+    assert torch.equal(rows.cpu(), cpu.rows_SK) and torch.equal(state.cpu(), cpu.state_SZ)
+    waiting = cpu.candidates
+    theirs = {i: (t, c, n) for i, t, c, n in zip(*(a.tolist() for a in device.waiting_arrays()), strict=True)}
+    columns = (waiting.ids, waiting.tables, waiting.counts, waiting.last)
+    ours = {i: (t, c, n) for i, t, c, n in zip(*(a.tolist() for a in columns), strict=True)}
+    assert theirs == ours
+    assert device.candidates == waiting.used
+
+
+def alone(counts: Array) -> Array:
+    return counts
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"admit_count": 3},
+        {"admit_probability": 0.4},
+        {"idle_steps": 4},
+        {"max_rows": 60},
+        {"max_rows": 60, "budget_keeps": "recent"},
+        {"admit_count": 2, "idle_steps": 5, "max_rows": 80},
+        {"evict_zero": True},
+    ],
+    ids=str,
+)
+def test_the_same_rows_after_every_batch(device: torch.device, settings: dict[str, Any]) -> None:
+    rng = np.random.default_rng(1)
+    cpu, other = both(device, **settings)
+    for number in range(1, 13):
+        # New values come, old ones vanish; some ids are looked up often.
+        ids = rng.integers(0, 2**62, 400)[rng.integers(20 * number, 20 * number + 60, 150) % 400]
+        ids[:20] = np.arange(20) // 4
+        step(cpu, other, ids, number)
+        assert_equal(cpu, other)
+        if number % 4 == 0:
+            if settings.get("evict_zero"):
+                gone = [2, 5, cpu.used - 1]
+                cpu.rows_SK[gone] = 0
+                rows, state = other.rows.read(0, other.used)
+                rows = rows.clone()
+                rows[gone] = 0
+                other.rows.write(0, rows, state.clone())
+            assert other.evict(number, alone) == cpu.evict(number, alone)
+            assert_equal(cpu, other)
+    assert cpu.used > 40
+
+
+def test_days_that_are_over_go(device: torch.device) -> None:
+    cpu, other = both(device)
+    for number in range(1, 7):
+        step(cpu, other, np.arange(10 * number, 10 * number + 15), number)
+    assert cpu.evict(6, alone, idle_before=4) == other.evict(6, alone, idle_before=4) > 0
+    assert_equal(cpu, other)
+
+
+def test_ids_that_collide_and_odd_ids(device: torch.device) -> None:
+    cpu, other = both(device)
+    ids = np.concatenate([np.arange(40, dtype=np.int64) << 40, np.array([0, -1, 2**63 - 1, -(2**63)], np.int64)])
+    for number in (1, 2):
+        step(cpu, other, np.concatenate([ids, ids[::-1]]), number)
+    assert_equal(cpu, other)
+
+
+def test_growth_moves_no_slot(device: torch.device) -> None:
+    cpu, other = both(device)
+    for number in range(1, 4):
+        step(cpu, other, np.arange(1 << 10) * 7919 + (number << 20), number)
+    assert other.keys.capacity > 1024
+    assert_equal(cpu, other)
+
+
+def test_a_worker_that_owns_nothing_of_a_batch_makes_no_row(device: torch.device) -> None:
+    cpu, other = both(device)
+    step(cpu, other, np.arange(30), 1, np.zeros(30, np.int8))
+    assert other.used == cpu.used == 0
+    step(cpu, other, np.arange(30), 2, (np.arange(30) % 2).astype(np.int8))
+    assert_equal(cpu, other)
+
+
+def test_a_checkpoint_goes_from_one_to_the_other_and_back(device: torch.device) -> None:
+    cpu, other = both(device, admit_count=2)
+    rng = np.random.default_rng(2)
+    for number in range(1, 5):
+        step(cpu, other, rng.integers(0, 90, 80), number)
+    cpu_again, other_again = both(device, admit_count=2)
+    rows, state = (tensor.cpu().numpy() for tensor in other.rows.read(0, other.used))
+    cpu_again.restore(*other.keys.arrays(), rows, state)
+    cpu_again.restore_candidates(*other.waiting_arrays())
+    other_again.restore(cpu.ids, cpu.tables, cpu.counts, cpu.last, cpu.rows_SK.numpy(), cpu.state_SZ.numpy())
+    waiting = cpu.candidates
+    other_again.restore_waiting(waiting.ids, waiting.tables, waiting.counts, waiting.last)
+    for number in range(5, 8):
+        step(cpu_again, other_again, rng.integers(0, 120, 80), number)
+        assert_equal(cpu_again, other_again)
+
+
+def test_a_device_without_room_says_what_would_fit() -> None:
+    from des_core.engine.device.rows import DeviceRows
+    from des_core.errors import UserError
+
+    def full(*_: Any, **__: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    rows = DeviceRows(17, 2, torch.device("cpu"), torch.float32, allocate=full)
+    with pytest.raises(
+        UserError, match=r"1,000,000 rows of 17 numbers need 80 MB on cpu, .*table.max_rows .*more GPUs"
+    ):
+        rows.grow(1_000_000)
+
+
+def test_more_rows_than_an_index_takes_are_refused(device: torch.device) -> None:
+    from des_core.engine.device.table import DeviceKeys
+    from des_core.errors import UserError
+
+    keys = DeviceKeys(device)
+    keys.used_1.fill_(index.MOST_SLOTS - 5)
+    with pytest.raises(UserError, match="its index takes"):
+        keys.make_room(10)
+
+
+def test_hundred_million_rows_take_no_more_than_twelve_gigabytes() -> None:
+    from des_core.engine.device.rows import DeviceRows
+
+    rows = DeviceRows(17, 2, torch.device("cpu"), torch.float32)
+    of_a_row = rows.stride * 4
+    columns = 8 + 4 + 4 + 4
+    entries = 8 * index.capacity_for(100_000_000) / 100_000_000
+    assert 1e8 * (of_a_row + columns + entries) <= 12.3e9
