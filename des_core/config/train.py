@@ -71,6 +71,12 @@ class TrainConfig(Section):
         "of workers.",
         json_schema_extra=EXPERT,
     )
+    kernels: Literal["torch", "triton"] = Field(
+        "torch",
+        description="On a GPU: torch's own operations with the ids on the CPU, or Triton kernels for ids and rows, "
+        "which are tested but not yet measured.",
+        json_schema_extra=EXPERT,
+    )
     checkpoint_steps: int = Field(
         0, ge=0, description="Write a checkpoint every so many steps; 0: at the end of each epoch only."
     )

@@ -21,7 +21,7 @@ from des_core.data.read.hashing import MISSING
 from des_core.engine.exchange.collectives import Collectives
 from des_core.engine.exchange.plan import home_edges
 from des_core.engine.process import main
-from des_core.engine.worker import Worker
+from des_core.engine.worker import Worker, worker_of
 from des_core.errors import UserError
 from des_core.run import Run
 
@@ -86,7 +86,7 @@ def samples_of(dataset: Reference, split: str) -> pa.Array:
 def evaluate(run: Run, peers: Collectives, resume: bool) -> None:
     """Score valid and test with the trained weights; worker 0 writes report.json and predictions.parquet."""
     training = storage.read_json(run.path("training.json"))
-    worker = Worker(run, peers)
+    worker = worker_of(run, peers)
     worker.load(Reference.parse(training["checkpoint"]))
     splits = ("valid", "test") if worker.dataset.rows("valid") else ("test",)
     results = {split: predict(worker, split) for split in splits}

@@ -32,7 +32,7 @@ from des_core.engine.process import main
 from des_core.engine.training_report import added, training_report
 from des_core.engine.training_state import MEASURED, TrainingState, find_checkpoint
 from des_core.engine.weights import checkpoint
-from des_core.engine.worker import NotFinite, Ready, StepPause, Worker
+from des_core.engine.worker import NotFinite, Ready, StepPause, worker_of
 from des_core.errors import NotFiniteError
 from des_core.run import Run
 
@@ -48,7 +48,7 @@ class Trainer:
 
     def __init__(self, run: Run, peers: Collectives) -> None:
         self.run, self.peers = run, peers
-        self.worker = Worker(run, peers)
+        self.worker = worker_of(run, peers)
         extra = (TIME,) if run.config.table.idle_days else ()
         self.stream = self.worker.stream("train", extra, shuffle=run.config.train.shuffle)
         self.at = TrainingState()

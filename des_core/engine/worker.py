@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
+from des_core import log
+from des_core.config import Config
 from des_core.contracts import LABEL, TIME, Dataset, Reference
 from des_core.data.feed.batches import Lookups, Ownership, Stream, dense_values
 from des_core.data.feed.prefetch import Pause
@@ -95,9 +97,7 @@ class Worker:
         self.dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         self.model.to(peers.device, self.dtype)
         self.dense = DenseRule(config.optimizer.dense, self.model.parameters())
-        width = self.model.row_width
-        zeros = state_width(config.optimizer.rows.name, width)
-        self.table = Table(width, zeros, config.run.seed, config.model.init, config.table, peers.device, self.dtype)
+        self.table = self._make_table(config, state_width(config.optimizer.rows.name, self.model.row_width))
         self.decay = Decay()
         self.ownership = Ownership(self.dataset.row_fields, self.placement.owned(peers.rank))
         self.profile = Profile(peers.device, lambda: peers.spent_s)
@@ -106,6 +106,10 @@ class Worker:
         self.steps = 0
         """Steps that the weights have seen."""
         self.choose_plan()
+
+    def _make_table(self, config: Config, zeros: int) -> Table:
+        settings, device = config.table, self.peers.device
+        return Table(self.model.row_width, zeros, config.run.seed, config.model.init, settings, device, self.dtype)
 
     def choose_plan(self, link: Link | None = None, chosen: dict[str, Any] | None = None) -> None:
         """Choose the plan: the cheapest over a link, or one that was chosen before."""
@@ -218,10 +222,7 @@ class Worker:
         rate = settings.rows.learning_rate * rate_scale
         self.decay.record(ready.step, rate * settings.rows.weight_decay)
         with profile.phase("gather"):
-            self.table.commit(ready.staged)
-            slots_U, rows_UK = self._gather(ready.staged.slots_U)
-            self._catch_up(rows_UK, ready.staged.previous_U, ready.step)
-            shard = self._shard(ready.lookups, ready.inverse_L, rows_UK.requires_grad_(), ready.batch.num_rows, home)
+            shard = self._read(ready, home)
         with profile.phase("partial"):
             totals = self._totals(shard, home, ready.routing)
         with profile.phase("head"):
@@ -235,7 +236,7 @@ class Worker:
             self._refuse(mean, loss_b.detach(), ready, home)
         with profile.phase("update"), torch.no_grad():
             self.dense.step(settings.dense.learning_rate * rate_scale)
-            self._update_rows(rows_UK, slots_U, ready.staged.slots_U, ready.step, rate)
+            self._update_rows(shard, ready, rate)
         if ready.routing is not None:
             self._sent += [
                 sizes.sum() - sizes[self.peers.rank] for sizes in (ready.routing.rows_N, ready.routing.message_N)
@@ -254,18 +255,30 @@ class Worker:
     def score(self, batch: pa.Table) -> Tensor:
         """Probabilities (rating: predictions) [b] of the home slice; inserts nothing."""
         home = self._home(batch, None)
+        shard, routing = self._read_only(batch, home)
+        self.model.eval()
+        logits_b = self.model(self._totals(shard, home, routing), home)
+        self.model.train()
+        return torch.sigmoid(logits_b) if self.dataset.task == "click" else logits_b
+
+    def _read(self, ready: Ready, home: Home) -> Shard:
+        """The shard of a batch, whose rows are a leaf that gathers gradients; new rows are in the table by now."""
+        self.table.commit(ready.staged)
+        rows_UK = self._gather(ready.staged.slots_U)
+        self._catch_up(rows_UK, ready.staged.previous_U, ready.step)
+        return self._shard(ready.lookups, ready.inverse_L, rows_UK.requires_grad_(), ready.batch.num_rows, home)
+
+    def _read_only(self, batch: pa.Table, home: Home) -> tuple[Shard, RowRouting | None]:
+        """The shard of a batch that is scored, and what ``rows`` sends of it."""
         lookups = self.ownership.lookups(batch)
         ids_U, inverse_L, _, _ = index.dedupe(lookups.ids)
         found_U = self.table.find(ids_U)
         lookups = known_only(lookups, inverse_L, found_U)
-        slots_U, rows_UK = self._gather(found_U)
+        rows_UK = self._gather(found_U)
         if self.decay.pieces:
-            self._catch_up(rows_UK, self.table.last[slots_U.cpu().numpy()], self.steps + 1)
+            self._catch_up(rows_UK, self.table.last[np.maximum(found_U, 0)], self.steps + 1)
         shard = self._shard(lookups, inverse_L, rows_UK, batch.num_rows, home)
-        self.model.eval()
-        logits_b = self.model(self._totals(shard, home, self._route_rows(lookups, inverse_L, batch.num_rows)), home)
-        self.model.train()
-        return torch.sigmoid(logits_b) if self.dataset.task == "click" else logits_b
+        return shard, self._route_rows(lookups, inverse_L, batch.num_rows)
 
     def _home(self, batch: pa.Table, step: int | None) -> Home:
         """The slice that what follows the totals runs on; all samples where that is replicated."""
@@ -289,13 +302,12 @@ class Worker:
         edges = home_edges(samples, self.peers.workers)
         return edges[self.peers.rank], edges[self.peers.rank + 1]
 
-    def _gather(self, slots_U: Array) -> tuple[Tensor, Tensor]:
-        """Slots [U], 0 for unseen ids, and a copy of their rows [U, K]."""
-        slots = torch.from_numpy(np.maximum(slots_U, 0)).to(self.peers.device)
+    def _gather(self, slots_U: Array) -> Tensor:
+        """A copy of the rows [U, K] of slots; of an unseen id any row."""
         rows_SK = self.table.rows_SK
-        return slots, rows_SK.index_select(0, slots) if len(rows_SK) else rows_SK.new_zeros(
-            len(slots), rows_SK.shape[1]
-        )
+        if not len(rows_SK):
+            return rows_SK.new_zeros(len(slots_U), rows_SK.shape[1])
+        return rows_SK.index_select(0, torch.from_numpy(np.maximum(slots_U, 0)).to(self.peers.device))
 
     def _catch_up(self, rows_UK: Tensor, previous_U: Array, step: int) -> None:
         """Apply the decay of the steps before ``step`` in which rows were not looked up."""
@@ -305,12 +317,16 @@ class Worker:
             rows_UK *= torch.from_numpy(factors_U).to(rows_UK)[:, None]
 
     def _shard(self, lookups: Lookups, inverse_L: Array, rows_UK: Tensor, samples: int, home: Home) -> Shard:
+        shard = shard_of(lookups, inverse_L, rows_UK, samples, self._fields_O, self._inputs(samples, home))
+        return replace(self.plan.with_pooling(shard), total=self.exchange.sum_over_workers)
+
+    def _inputs(self, samples: int, home: Home) -> Tensor:
+        """Dense inputs [G, M] of all samples, zero where their home is elsewhere."""
         start, stop = self._slice(samples)
         own_bM = home.inputs_BM[start - home.start : stop - home.start]
-        inputs_BM = own_bM.new_zeros(samples, own_bM.shape[1])
-        inputs_BM[start:stop] = own_bM
-        shard = shard_of(lookups, inverse_L, rows_UK, samples, self._fields_O, inputs_BM)
-        return replace(self.plan.with_pooling(shard), total=self.exchange.sum_over_workers)
+        inputs_GM = own_bM.new_zeros(samples, own_bM.shape[1])
+        inputs_GM[start:stop] = own_bM
+        return inputs_GM
 
     def _totals(self, shard: Shard, home: Home, sent: RowRouting | None) -> dict[str, Tensor]:
         if self.plan.replicated and home.training:
@@ -349,16 +365,18 @@ class Worker:
                 part.copy_(piece.view_as(part))
         return mean
 
-    def _update_rows(self, rows_UK: Tensor, slots_U: Tensor, found_U: Array, step: int, rate: float) -> None:
-        if rows_UK.grad is None:
+    def _update_rows(self, shard: Shard, ready: Ready, rate: float) -> None:
+        rows_UK, gradient_UK, found_U = shard.rows_UK, shard.rows_UK.grad, ready.staged.slots_U
+        if gradient_UK is None:
             return
-        gradient_UK = rows_UK.grad
+        slots_U = torch.from_numpy(found_U).to(self.peers.device)
         if (found_U < 0).any():
-            seen = torch.from_numpy(found_U >= 0).to(slots_U.device)
+            seen = slots_U >= 0
             slots_U, gradient_UK, rows_UK = slots_U[seen], gradient_UK[seen], rows_UK[seen]
+        rule, rows_SK = self.run.config.optimizer.rows, self.table.rows_SK
         if self.decay.pieces:
-            self.table.rows_SK.index_copy_(0, slots_U, rows_UK.detach())
-        apply(self.run.config.optimizer.rows, self.table.rows_SK, self.table.state_SZ, slots_U, gradient_UK, step, rate)
+            rows_SK.index_copy_(0, slots_U, rows_UK.detach())
+        apply(rule, rows_SK, self.table.state_SZ, slots_U, gradient_UK, ready.step, rate)
 
     def _refuse(self, mean: float, loss_b: Tensor, ready: Ready, home: Home) -> None:
         """Raise the error that names the samples whose loss is not finite, the same on every worker."""
@@ -373,3 +391,19 @@ class Worker:
 def day_of(micros: int, zone: ZoneInfo) -> int:
     """The day of an event time in the logs' time zone, in days since 1970."""
     return (EPOCH + timedelta(microseconds=micros)).astimezone(zone).toordinal() - EPOCH.toordinal()
+
+
+def worker_of(run: Run, peers: Collectives) -> Worker:
+    """The worker that the config asks for, as far as the device allows it."""
+    if run.config.train.kernels == "torch":
+        return Worker(run, peers)
+    from des_core.engine.device.support import why_not
+
+    reason = why_not(peers.device)
+    if reason:
+        if peers.rank == 0:
+            log.emit("kernels", use="torch", why=reason)
+        return Worker(run, peers)
+    from des_core.engine.device.worker import DeviceWorker
+
+    return DeviceWorker(run, peers)

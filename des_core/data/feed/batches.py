@@ -59,6 +59,17 @@ class Lookups:
     x: F32
 
 
+@dataclass(frozen=True)
+class Raw:
+    """Lookups of one batch by their keys, in field-major sample order; ``offsets`` [O B + 1] by field and sample."""
+
+    keys: I64
+    sample: I64
+    piece: I64
+    x: F32
+    offsets: I64
+
+
 class Ownership:
     """Which fields and buckets one worker answers for.
 
@@ -79,6 +90,22 @@ class Ownership:
     def columns(self) -> list[str]:
         """Columns of the feature store that this worker must read."""
         return [column for field in self.fields for column in columns_of(field)]
+
+    def raw(self, table: pa.Table) -> Raw:
+        """The lookups of a batch's feature columns before they are hashed, those of other owners' buckets too."""
+        values = [field_values(table, field) for field in self.fields]
+        none = [np.zeros(0, np.int64)]
+        keys = np.concatenate([keys for keys, _, _ in values] or none)
+        x = np.concatenate([x for _, x, _ in values] or [np.zeros(0, np.float32)])
+        counts = np.concatenate([np.diff(offsets) for _, _, offsets in values] or none)
+        sample = np.tile(np.arange(table.num_rows), len(values)).repeat(counts)
+        piece = np.arange(len(values)).repeat([len(keys) for keys, _, _ in values])
+        return Raw(keys, sample, piece, x, np.concatenate([[0], counts.cumsum()]).astype(np.int64))
+
+    @property
+    def salts(self) -> I64:
+        """What the keys of each owned field are XORed with, in the bits of int64."""
+        return np.array(self._salts, np.uint64).view(np.int64)
 
     def lookups(self, table: pa.Table) -> Lookups:
         """The owned lookups of a batch's feature columns."""

@@ -13,7 +13,7 @@ Dims: L lookups, S slots, U unique rows, K numbers per row, Z numbers of state, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -161,6 +161,20 @@ class DeviceKeys:
         return torch.zeros(self.capacity + 1, dtype=torch.int64, device=self._device)
 
 
+class Waiting(NamedTuple):
+    """Ids that wait for admission, as the CPU's ``Keys`` holds them."""
+
+    ids: Array
+    tables: Array
+    counts: Array
+    last: Array
+
+    @property
+    def used(self) -> int:
+        """How many they are."""
+        return len(self.ids)
+
+
 class DeviceTable:
     """Rows by id on a device; see weights/table.py for arguments.
 
@@ -184,7 +198,8 @@ class DeviceTable:
         )  # fmt: skip
         self.keys, self.waiting = DeviceKeys(device), DeviceKeys(device)
         self.rows = DeviceRows(width, state_width, device, dtype, chunk_bits)
-        self.admitted = self.evicted = 0
+        self.evicted = 0
+        self._admitted_before, self._born = 0, torch.zeros(1, dtype=torch.int64, device=device)
         self._scale = torch.tensor([init * 3.0**0.5], dtype=torch.float64, device=device)
         self._first_key = torch.tensor([signed(seed_key(seed, 0x6669727374))], device=device)
         self._probability = torch.tensor([settings.admit_probability], dtype=torch.float64, device=device)
@@ -216,6 +231,7 @@ class DeviceTable:
         new_1 = rank_L[-1:]
         self._make_rows(new_1, lookups)
         keys.used_1 += new_1
+        self._born += new_1
         id_kernels.slots_of_new[grid(lookups)](seat_L, slot_T, slots_L, lookups, BLOCK=BLOCK)
         return slots_L
 
@@ -281,7 +297,16 @@ class DeviceTable:
             DTYPE=kernel_type(rows.dtype), BLOCK=block,
         )  # fmt: skip
 
-    # What checkpoints, evaluation and reports ask for; all of it waits for the device.
+    # What checkpoints and reports ask for, as the CPU's table has it; all of it waits for the device.
+
+    @property
+    def admitted(self) -> int:
+        """Ids that were given a row so far."""
+        return self._admitted_before + int(self._born)
+
+    @admitted.setter
+    def admitted(self, count: int) -> None:
+        self._admitted_before = count - int(self._born)
 
     @property
     def used(self) -> int:
@@ -289,19 +314,60 @@ class DeviceTable:
         return self.keys.used
 
     @property
-    def candidates(self) -> int:
+    def candidates(self) -> Waiting:
         """Ids that wait for admission."""
-        return int((self.waiting.counts[: self.waiting.used] != 0).sum())
+        ids, tables, counts, last = self.waiting.arrays()
+        waits = counts != 0
+        return Waiting(ids[waits], tables[waits], counts[waits], last[waits])
+
+    @property
+    def ids(self) -> Array:
+        """Ids in slot order, int64 [S]."""
+        return self.keys.arrays()[0]
+
+    @property
+    def tables(self) -> Array:
+        """Numbers of the tables that the slots belong to, uint16 [S]."""
+        return self.keys.arrays()[1]
+
+    @property
+    def counts(self) -> Array:
+        """Lookups of each slot's id so far, uint32 [S]."""
+        return self.keys.arrays()[2]
+
+    @property
+    def last(self) -> Array:
+        """The last step that looked up each slot's id, uint32 [S]."""
+        return self.keys.arrays()[3]
+
+    @property
+    def rows_SK(self) -> Tensor:
+        """A copy of all rows."""
+        return self.rows.read(0, self.used)[0]
+
+    @property
+    def state_SZ(self) -> Tensor:
+        """A copy of their optimizer state."""
+        return self.rows.read(0, self.used)[1]
+
+    def statistics(self) -> dict[str, float]:
+        """Statistics of the table for log lines and reports, as of the CPU's."""
+        used = self.used
+        held = self.keys.memory_bytes + self.rows.held_bytes
+        waits = int((self.waiting.counts[: self.waiting.used] != 0).sum())
+        return {
+            "rows": used,
+            "candidates": waits,
+            "admitted": self.admitted,
+            "evicted": self.evicted,
+            "bytes": held + self.waiting.memory_bytes,
+            "bytes_per_row": held / max(used, 1),
+            "load": used / self.keys.capacity,
+        }
 
     def find(self, ids_U: Tensor) -> Tensor:
         """Slots [U], -1 where unseen."""
         return self.keys.find(ids_U, torch.ones(len(ids_U), dtype=torch.int8, device=self._device))
-
-    def waiting_arrays(self) -> tuple[Array, Array, Array, Array]:
-        """Ids, tables, counts and last steps of the ids that wait."""
-        ids, tables, counts, last = self.waiting.arrays()
-        waits = counts != 0
-        return ids[waits], tables[waits], counts[waits], last[waits]
 
     def evict(self, step: int, total: Total, idle_before: int = 0) -> int:
         """Free the rows that the settings do not let stay, and return how many; all workers call it."""
@@ -333,7 +399,7 @@ class DeviceTable:
         self.rows.grow(start + len(ids))
         self.rows.write(start, torch.from_numpy(rows).to(self._device), torch.from_numpy(state).to(self._device))
 
-    def restore_waiting(self, ids: Array, tables: Array, counts: Array, last: Array) -> None:
+    def restore_candidates(self, ids: Array, tables: Array, counts: Array, last: Array) -> None:
         """Append ids of a checkpoint that wait, none of which is here yet."""
         self.waiting.append(ids, tables, counts, last)
 

@@ -303,6 +303,16 @@ class Decay:
         factors_U: Array = np.exp(log_after(np.array(step - 1)) - log_after(previous_U.astype(np.int64)))
         return factors_U
 
+    def missed_on(self, previous_U: Tensor, step: int) -> Tensor:
+        """``missed`` on the device of ``previous_U``, int64 [U]."""
+        # Few pieces, many rows: the sum is piecewise linear in the step.
+        last = max(step - 1, 0)
+        firsts = [first - 1 for first, _ in self.pieces] + [last]
+        logs_U = torch.zeros(previous_U.shape, dtype=torch.float64, device=previous_U.device)
+        for (start, stop), (_, share) in zip(zip(firsts, firsts[1:], strict=False), self.pieces, strict=True):
+            logs_U += (min(stop, last) - previous_U.clamp(min=start)).clamp(min=0) * math.log1p(-share)
+        return logs_U.exp()
+
 
 class DenseRule:
     """torch's own rule for the dense weights; l2 is its coupled weight_decay (adamw: its decoupled one).

@@ -62,11 +62,11 @@ def assert_equal(cpu: Table, device: Any) -> None:
     rows, state = device.rows.read(0, used)
     assert torch.equal(rows.cpu(), cpu.rows_SK) and torch.equal(state.cpu(), cpu.state_SZ)
     waiting = cpu.candidates
-    theirs = {i: (t, c, n) for i, t, c, n in zip(*(a.tolist() for a in device.waiting_arrays()), strict=True)}
+    theirs = {i: (t, c, n) for i, t, c, n in zip(*(a.tolist() for a in device.candidates), strict=True)}
     columns = (waiting.ids, waiting.tables, waiting.counts, waiting.last)
     ours = {i: (t, c, n) for i, t, c, n in zip(*(a.tolist() for a in columns), strict=True)}
     assert theirs == ours
-    assert device.candidates == waiting.used
+    assert device.candidates.used == waiting.used and device.admitted == cpu.admitted
 
 
 def alone(counts: Array) -> Array:
@@ -149,10 +149,10 @@ def test_a_checkpoint_goes_from_one_to_the_other_and_back(device: torch.device) 
     cpu_again, other_again = both(device, admit_count=2)
     rows, state = (tensor.cpu().numpy() for tensor in other.rows.read(0, other.used))
     cpu_again.restore(*other.keys.arrays(), rows, state)
-    cpu_again.restore_candidates(*other.waiting_arrays())
+    cpu_again.restore_candidates(*other.candidates)
     other_again.restore(cpu.ids, cpu.tables, cpu.counts, cpu.last, cpu.rows_SK.numpy(), cpu.state_SZ.numpy())
     waiting = cpu.candidates
-    other_again.restore_waiting(waiting.ids, waiting.tables, waiting.counts, waiting.last)
+    other_again.restore_candidates(waiting.ids, waiting.tables, waiting.counts, waiting.last)
     for number in range(5, 8):
         step(cpu_again, other_again, rng.integers(0, 120, 80), number)
         assert_equal(cpu_again, other_again)

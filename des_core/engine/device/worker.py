@@ -1,0 +1,168 @@
+"""One worker whose id side and rows are on its GPU.
+
+    batch -> keys -> (device) ids -> slots -> lookups sorted by row
+          -> pooled rows -> partials -> exchange -> finish, towers, loss at home
+          <- row update from gradients of what was pooled
+
+The host decodes columns and hands over keys; the rest of a step is on one stream. Operators, exchanges and the
+upper network are those of every worker; the exchange ``rows`` needs lists of rows on the host, and several
+workers do without it here.
+
+Dims: B samples, O fields owned here, L lookups, U unique rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from des_core.config import Config
+from des_core.data.feed.batches import BUCKETS, Raw
+from des_core.engine.dense_layers import Home
+from des_core.engine.device import id_kernels
+from des_core.engine.device.batch import Segments, segments_of
+from des_core.engine.device.pooling import Pooled
+from des_core.engine.device.table import BLOCK, DeviceTable, grid
+from des_core.engine.exchange.collectives import Collectives
+from des_core.engine.exchange.exchange import Exchange
+from des_core.engine.exchange.plan import Link, combinations, link_of
+from des_core.engine.exchange.row_routing import RowRouting
+from des_core.engine.operators import Shard
+from des_core.engine.worker import Worker
+from des_core.errors import ConfigError
+from des_core.run import Run
+
+
+@dataclass(frozen=True)
+class DeviceReady:
+    """A batch whose keys are on their way to the device."""
+
+    batch: pa.Table
+    step: int
+    raw: Raw
+    routing: None = None
+
+
+@dataclass(frozen=True)
+class DeviceShard(Shard):
+    """A shard whose rows stay in the table."""
+
+    pooled: Pooled | None = None
+    segments: Segments | None = None
+
+    @cached_property
+    def _pooled(self) -> tuple[Tensor, Tensor, Tensor]:
+        pooled = self.pooled
+        assert pooled is not None
+        pooled.by_field, pooled.squares = self.by_field, self.squares
+        return pooled.forward() if self.segments is None else pooled.with_gradients()
+
+
+class DeviceWorker(Worker):
+    """A worker on a device for which the Triton kernels are made."""
+
+    table: DeviceTable  # type: ignore[assignment]
+
+    def __init__(self, run: Run, peers: Collectives) -> None:
+        super().__init__(run, peers)
+        device, ownership = peers.device, self.ownership
+        owned_OH = np.array(ownership.owned, np.int8).reshape(-1, BUCKETS)
+        self._owned_OH = torch.from_numpy(owned_OH).to(device)
+        self._salts_O = torch.from_numpy(ownership.salts).to(device)
+        self._table_O = torch.from_numpy(ownership.table_of_piece.astype(np.int32)).to(device)
+
+    def _make_table(self, config: Config, zeros: int) -> DeviceTable:  # type: ignore[override]
+        settings, device = config.table, self.peers.device
+        return DeviceTable(
+            self.model.row_width, zeros, config.run.seed, config.model.init, settings, device, self.dtype
+        )
+
+    def choose_plan(self, link: Link | None = None, chosen: dict[str, Any] | None = None) -> None:
+        """Choose the plan, without the exchange ``rows``.
+
+        Raises:
+            ConfigError: the config asks for that exchange.
+        """
+        settings = self.run.config.train
+        link = link_of(self.run.config) or link
+        plans = combinations(self._base, settings.batch, settings.exchange, settings.upper, link)
+        plans = [plan for plan in plans if not plan.rows]
+        if not plans:
+            raise ConfigError("train.exchange = 'rows' needs train.kernels = 'torch'; set it, or exchange to 'auto'")
+        self.plan = next((plan for plan in plans if plan.chosen == chosen), plans[0])
+        self.exchange = Exchange(self.plan, self.peers)
+
+    def _make_ready(self, batch: pa.Table, step: int) -> DeviceReady:  # type: ignore[override]
+        with self.profile.phase("decode"):
+            return DeviceReady(batch, step, self.ownership.raw(batch))
+
+    def _read(self, ready: DeviceReady, home: Home) -> Shard:  # type: ignore[override]
+        ids_L, mine_L, places = self._hashed(ready.raw)
+        slots_L = self.table.look_up(ids_L, mine_L, places[1], self._table_O, ready.step)
+        segments = segments_of(slots_L)
+        segments.record(self.table.keys, ready.step)
+        pooled = self._pooled(slots_L, places, ready.batch.num_rows)
+        if self.decay.pieces:
+            previous_U = (segments.previous_U.long() & 0xFFFFFFFF).clamp(max=ready.step - 1)
+            pooled.catch_up(segments, self.decay.missed_on(previous_U, ready.step))
+        return self._device_shard(pooled, segments, home)
+
+    def _read_only(self, batch: pa.Table, home: Home) -> tuple[Shard, RowRouting | None]:
+        ids_L, mine_L, places = self._hashed(self.ownership.raw(batch))
+        slots_L = self.table.keys.find(ids_L, mine_L)
+        pooled = self._pooled(slots_L, places, batch.num_rows)
+        if self.decay.pieces:
+            # Rows are only read: what they have missed goes to the numbers that they are multiplied by.
+            last_L = self.table.keys.last[slots_L.clamp(min=0)].long() & 0xFFFFFFFF
+            pooled.x_L = pooled.x_L * self.decay.missed_on(last_L, self.steps + 1).to(self.dtype)
+        return self._device_shard(pooled, None, home), None
+
+    def _update_rows(self, shard: Shard, ready: DeviceReady, rate: float) -> None:  # type: ignore[override]
+        assert isinstance(shard, DeviceShard) and shard.pooled is not None and shard.segments is not None
+        # By now the loss is known to be finite, or the step would have ended.
+        finite = torch.ones(1, dtype=torch.int32, device=self.peers.device)
+        shard.pooled.update(shard.segments, self.run.config.optimizer.rows, ready.step, rate, finite)
+
+    def _hashed(self, raw: Raw) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Ids, whether they are owned here, and each lookup's sample, field, x and offsets, on the device."""
+        keys_L, sample_L, piece_L, offsets_OB = (
+            self._to_device(array) for array in (raw.keys, raw.sample, raw.piece, raw.offsets)
+        )
+        ids_L, mine_L = torch.empty_like(keys_L), torch.empty(len(keys_L), dtype=torch.int8, device=keys_L.device)
+        id_kernels.ids_of_keys[grid(len(keys_L))](
+            keys_L, piece_L, self._salts_O, self._owned_OH, ids_L, mine_L, len(keys_L), BUCKETS=BUCKETS, BLOCK=BLOCK
+        )
+        return ids_L, mine_L, (sample_L, piece_L, self._to_device(raw.x).to(self.dtype), offsets_OB)
+
+    def _to_device(self, array: np.ndarray[Any, Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.peers.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.peers.device, non_blocking=True)
+
+    def _pooled(self, slots_L: Tensor, places: tuple[Tensor, ...], samples: int) -> Pooled:
+        sample_L, piece_L, x_L, offsets_OB = places
+        fields = len(self.ownership.fields)
+        return Pooled(self.table.rows, slots_L, sample_L, piece_L, x_L, offsets_OB, samples, fields, False, False)
+
+    def _device_shard(self, pooled: Pooled, segments: Segments | None, home: Home) -> Shard:
+        empty = torch.empty(0, dtype=torch.int64, device=self.peers.device)
+        shard = DeviceShard(
+            rows_UK=torch.empty(0, self.model.row_width, dtype=self.dtype, device=self.peers.device),
+            inverse_L=empty,
+            sample_L=pooled.sample_L,
+            piece_L=pooled.piece_L,
+            x_L=pooled.x_L,
+            samples=pooled.samples,
+            fields_O=self._fields_O,
+            inputs_BM=self._inputs(pooled.samples, home),
+            pooled=pooled,
+            segments=segments,
+        )
+        return replace(self.plan.with_pooling(shard), total=self.exchange.sum_over_workers)

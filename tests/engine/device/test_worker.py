@@ -1,0 +1,92 @@
+"""A worker with its rows on a device trains the model that a worker with its rows on the CPU trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.engine import tiny
+from tests.engine.group import Group
+
+ADAMW = {"name": "adamw", "learning_rate": 0.02, "weight_decay": 0.05}
+
+
+@pytest.fixture
+def on(device: torch.device) -> dict[str, Any]:
+    """Settings of [train] under which the kernels run."""
+    return {"kernels": "triton", "device": device.type}
+
+
+def train(group: Group, root: Path, kernels: dict[str, Any], resume: bool = False, **sections: Any) -> dict[str, Any]:
+    """What worker 0 answers after a few steps."""
+    settings = {"batch": 48, "epochs": 1, "max_steps": 4, "precision": "fp64", "exchange": "sum", "shuffle": False}
+    sections["train"] = settings | sections.get("train", {}) | kernels
+    config = tiny.config(root, **sections)
+    dataset = tiny.store(config, rows=400)
+    answer: dict[str, Any] = group.do(
+        "train", config=config.model_dump_json(), dataset=str(dataset), dump=True, resume=resume
+    )[0]
+    return answer
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"model": {"name": "deepfm"}},
+        {"model": {"name": "lr"}, "optimizer": {"rows": {"name": "ftrl", "learning_rate": 0.1, "l1": 0.01}}},
+        {"model": {"name": "fm"}, "table": {"admit_count": 2, "idle_steps": 3, "evict_every": 2}},
+        {"model": {"name": "dcn"}, "optimizer": {"rows": ADAMW}},
+        {"model": {"name": "autoint"}, "train": {"exchange": "gather"}},
+    ],
+    ids=str,
+)
+def test_the_same_model_and_the_same_rows(
+    group: Callable[[int], Group], on: dict[str, Any], tmp_path: Path, sections: dict[str, Any]
+) -> None:
+    expected = train(group(1), tmp_path / "cpu", {}, **sections)
+    got = train(group(1), tmp_path / "device", on, **sections)
+    assert got["table"].keys() == expected["table"].keys() and len(got["table"]) > 20
+    for key in ("rows", "candidates", "admitted", "evicted"):
+        assert got["statistics"][key] == expected["statistics"][key]
+    for key, row in expected["table"].items():
+        np.testing.assert_allclose(got["table"][key], row, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(got["logits"], expected["logits"], rtol=1e-9, atol=1e-9)
+
+
+def test_two_workers_are_one(group: Callable[[int], Group], on: dict[str, Any], tmp_path: Path) -> None:
+    if on["device"] == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    one, two = (train(group(n), tmp_path / str(n), on) for n in (1, 2))
+    np.testing.assert_allclose(two["logits"], one["logits"], rtol=1e-9, atol=1e-9)
+
+
+def test_a_run_goes_on_from_the_other_kinds_checkpoint(
+    group: Callable[[int], Group], on: dict[str, Any], tmp_path: Path
+) -> None:
+    sections = {"optimizer": {"rows": ADAMW}, "table": {"admit_count": 2}}
+    whole = train(group(1), tmp_path / "whole", {}, train={"max_steps": 5}, **sections)
+    for first, second in (({}, on), (on, {})):
+        root = tmp_path / str(len(first))
+        train(group(1), root, first, train={"max_steps": 3}, **sections)
+        got = train(group(1), root, second, resume=True, train={"max_steps": 5}, **sections)
+        assert got["step"] == 5
+        np.testing.assert_allclose(got["logits"], whole["logits"], rtol=1e-9, atol=1e-9)
+
+
+def test_what_the_kernels_need_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from des_core.engine.device import support
+
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert support.why_not(torch.device("cpu")) == "they need a GPU"
+    monkeypatch.setattr(support, "find_spec", lambda name: None)
+    assert support.why_not(torch.device("cpu")) == "Triton is not installed"
+
+
+def test_the_exchange_of_rows_is_refused(group: Callable[[int], Group], on: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"train.exchange = 'rows' needs train.kernels = 'torch'"):
+        train(group(1), tmp_path, on, train={"exchange": "rows"})
