@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from des_core.log import parse_event
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +74,19 @@ def test_movielens_at_random(shared_data: Path) -> None:
 
 def test_movielens_in_order_of_time(shared_data: Path) -> None:
     assert movielens(shared_data, "--data", "movielens-time", "--models", "lr", "--workers", "1")["lr", 1] >= 0.665
+
+
+def test_gpu() -> None:
+    """Every line of it, under Triton's interpreter where there is no GPU."""
+    pytest.importorskip("triton", reason="Triton is installed by make test on Linux")
+    words = ["--rows", "60", "--fields", "2", "--batches", "16", "--rounds", "1", "--steps", "1", "--models", "deepfm"]
+    lines = bench("gpu.py", *words, PYTHONPATH=str(ROOT), TRITON_INTERPRET="1")
+    events = [event for event in map(parse_event, lines) if event]
+    gates = [event for event in events if event["event"] == "gate"]
+    assert [event["same_bits"] for event in gates] == ["True", "True"]
+    assert all(float(event["logits_apart"]) < 1e-4 for event in gates)
+    assert {event["system"] for event in events if event["event"] == "speed"} == {"plain", "torch", "triton"}
+    assert {"card", "insert", "find", "rows", "sort", "phases"} <= {event["event"] for event in events}
 
 
 def test_serve() -> None:

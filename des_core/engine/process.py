@@ -26,12 +26,23 @@ def device_of(config: Config) -> torch.device:
     """The device of this process.
 
     Raises:
-        ConfigError: cuda is asked for and there is none.
+        ConfigError: cuda is asked for, and there is none or too few.
     """
     wanted = config.train.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device = 'cuda', but torch sees no GPU here; set it to 'auto' or 'cpu'")
     if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # NCCL refuses two workers on one GPU.
+    gpus, workers = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if workers > gpus:
+        told = f"{workers} workers need a GPU each, and there are {gpus} here"
+        if wanted == "cuda":
+            raise ConfigError(
+                f"train.device = 'cuda' with {told}; set train.workers to {gpus}, or train.device to 'cpu'"
+            )
+        if os.environ.get("RANK", "0") == "0":
+            log.emit("device", use="cpu", why=told)
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
