@@ -39,7 +39,11 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the workers compute; auto: on GPUs where there are any."
     )
-    precision: Literal["fp32", "fp64"] = Field("fp32", description="Floating-point type of rows, activations and sums.")
+    precision: Literal["fp32", "fp64", "tf32", "bf16"] = Field(
+        "fp32",
+        description="Floating-point type of rows, activations and sums. tf32, bf16: fp32 with matrix products of "
+        "numbers with 10 or 7 bits of mantissa; tf32 is for GPUs, elsewhere it is fp32.",
+    )
     exchange: Literal["auto", "sum", "gather", "rows"] = Field(
         "auto",
         description="How partial results reach the home of their samples; auto: for each operator what is cheapest "

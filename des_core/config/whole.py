@@ -155,7 +155,7 @@ class Config(Section):
         return {
             "model": self.model.model_dump(mode="json", exclude={"init", "dropout"}),
             "optimizer": {"rows.name": self.optimizer.rows.name, "dense.name": self.optimizer.dense.name},
-            "precision": self.train.precision,
+            "precision": "fp64" if self.train.precision == "fp64" else "fp32",
         }
 
     @property

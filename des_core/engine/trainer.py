@@ -11,7 +11,8 @@ import os
 import sys
 import time
 from bisect import bisect_right
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -57,6 +58,8 @@ class Trainer:
         self._said = 0.0
         self._clock = 0.0
         self._warm = False
+        self._begun: dict[int, tuple[int, int]] = {}
+        """Epoch and cursor at which the last steps began."""
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of this run, or of one that differs only in when it stops.
@@ -156,6 +159,8 @@ class Trainer:
                     self._clock = time.perf_counter()
                 else:
                     self._step(item)
+        with self._explaining():
+            self.worker.settle()
         return self.at.cursor >= self.stream.samples
 
     def _due(self, step: int) -> bool:
@@ -166,6 +171,8 @@ class Trainer:
 
     def _pause(self, due: StepPause) -> None:
         """Evict what is due, begin a day, and keep a checkpoint, in this order."""
+        with self._explaining():
+            self.worker.settle()
         at, table = self.at, self.run.config.table
         idle_before = 0
         if due.day is not None and at.days:
@@ -188,10 +195,10 @@ class Trainer:
 
     def _step(self, ready: Ready) -> None:
         at, samples = self.at, ready.batch.num_rows
-        try:
+        self._begun = {step: place for step, place in self._begun.items() if step >= at.step}
+        self._begun[at.step + 1] = (at.epoch, at.cursor)
+        with self._explaining():
             loss = self.worker.step(ready, at.rate_scale)
-        except NotFinite as error:
-            raise NotFiniteError(self._explained(error)) from None
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         self._window.append(loss)
@@ -213,13 +220,21 @@ class Trainer:
         )
         self._tell(loss)
 
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Name the samples of a loss that is not finite; a device tells of it a step later."""
+        try:
+            yield
+        except NotFinite as error:
+            raise NotFiniteError(self._explained(error)) from None
+
     def _explained(self, error: NotFinite) -> str:
         """The message for a batch whose loss is not finite: the worker and the ids of the samples."""
         if not error.positions:
             return str(error)
-        at, batch = self.at, self.run.config.train.batch
+        batch, (epoch, cursor) = self.run.config.train.batch, self._begun[error.step]
         seed = self.run.config.run.seed if self.run.config.train.shuffle else None
-        table = next(Stream(self.run.dataset, "train", [FILE, ROW], seed).batches(batch, at.epoch, at.cursor))
+        table = next(Stream(self.run.dataset, "train", [FILE, ROW], seed).batches(batch, epoch, cursor))
         names = sample_ids(table, self.worker.dataset.files).take(pa.array(error.positions)).to_pylist()
         edges = home_edges(table.num_rows, self.peers.workers)
         worker = bisect_right(edges, error.positions[0]) - 1

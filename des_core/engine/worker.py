@@ -9,6 +9,7 @@ Dims: G samples of the batch, b of the home slice, L lookups, U unique rows, K n
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -54,6 +55,7 @@ class NotFinite(NotFiniteError):
     """A batch's loss is no number; ``positions`` are its culprits' places in the batch."""
 
     def __init__(self, loss: float, step: int, positions: Sequence[int]) -> None:
+        self.step = step
         self.what = f"loss is {loss} at step {step}"
         self.fix = "lower optimizer.*.learning_rate or check numeric fields"
         super().__init__(f"{self.what}; {self.fix}")
@@ -96,6 +98,8 @@ class Worker:
         self.model, self._base = base.model, base
         self.dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         self.model.to(peers.device, self.dtype)
+        if peers.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = config.train.precision == "tf32"
         self.dense = DenseRule(config.optimizer.dense, self.model.parameters())
         self.table = self._make_table(config, state_width(config.optimizer.rows.name, self.model.row_width))
         self.decay = Decay()
@@ -223,19 +227,19 @@ class Worker:
         self.decay.record(ready.step, rate * settings.rows.weight_decay)
         with profile.phase("gather"):
             shard = self._read(ready, home)
-        with profile.phase("partial"):
+        with profile.phase("partial"), self._half():
             totals = self._totals(shard, home, ready.routing)
         with profile.phase("head"):
-            loss_b = self._losses(self.model(totals, home), ready.batch, home)
+            with self._half():
+                logits_b = self.model(totals, home)
+            loss_b = self._losses(logits_b.to(self.dtype), ready.batch, home)
             loss = loss_b.sum() / home.samples / (self.peers.workers if self.plan.replicated else 1)
         with profile.phase("backward"):
             self.dense.zero_gradients()
             loss.backward()
-            mean = self._sum_dense_gradients(loss.detach())
-        if not math.isfinite(mean):
-            self._refuse(mean, loss_b.detach(), ready, home)
+            mean = self._accept(self._sum_dense_gradients(loss.detach()), loss_b.detach(), ready, home)
         with profile.phase("update"), torch.no_grad():
-            self.dense.step(settings.dense.learning_rate * rate_scale)
+            self._update_dense(settings.dense.learning_rate * rate_scale)
             self._update_rows(shard, ready, rate)
         if ready.routing is not None:
             self._sent += [
@@ -257,7 +261,8 @@ class Worker:
         home = self._home(batch, None)
         shard, routing = self._read_only(batch, home)
         self.model.eval()
-        logits_b = self.model(self._totals(shard, home, routing), home)
+        with self._half():
+            logits_b = self.model(self._totals(shard, home, routing), home).to(self.dtype)
         self.model.train()
         return torch.sigmoid(logits_b) if self.dataset.task == "click" else logits_b
 
@@ -340,10 +345,31 @@ class Worker:
         rule = binary_cross_entropy_with_logits if self.dataset.task == "click" else mse_loss
         return rule(logits_b, labels_b, reduction="none")
 
-    def _sum_dense_gradients(self, loss: Tensor) -> float:
-        """Complete all dense gradients in one sum over workers; the batch's mean loss.
+    def _half(self) -> contextlib.AbstractContextManager[Any]:
+        """Under train.precision = "bf16", matrix products of 16-bit numbers; sums, rows and weights keep theirs."""
+        if self.run.config.train.precision != "bf16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.peers.device.type, torch.bfloat16)
 
-        Reading the loss is the step's one wait for the device: it decides before any weight moves.
+    def _accept(self, mean: Tensor, loss_b: Tensor, ready: Ready, home: Home) -> float:
+        """The mean loss, if it is finite: reading it is the step's one wait for the device, before any weight moves."""
+        value = float(mean)
+        if not math.isfinite(value):
+            self._refuse(value, loss_b, ready, home)
+        return value
+
+    def settle(self) -> None:
+        """Wait until the loss of every step is known to be finite.
+
+        Raises:
+            UserError: that of the last step is not.
+        """
+
+    def _update_dense(self, rate: float) -> None:
+        self.dense.step(rate)
+
+    def _sum_dense_gradients(self, loss: Tensor) -> Tensor:
+        """Complete all dense gradients in one sum over workers; the batch's mean loss.
 
         Where what follows the totals is replicated, every worker's gradient of it is 1/N of the whole.
         """
@@ -355,10 +381,10 @@ class Worker:
         sent = {"dense gradients": torch.cat([part.reshape(-1) for part in parts])} if parts else {}
         if self.plan.replicated:
             total = self.peers.all_reduce(sent, "backward") if sent else {}
-            mean = float(loss) * workers
+            mean = loss * workers
         else:
             total = self.peers.all_reduce(sent | {"metrics": loss.reshape(1)}, "backward")
-            mean = float(total["metrics"])
+            mean = total["metrics"][0]
         if parts:
             pieces = total["dense gradients"].split([part.numel() for part in parts])
             for part, piece in zip(parts, pieces, strict=True):

@@ -13,9 +13,10 @@ Dims: B samples, O fields owned here, L lookups, U unique rows.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -39,14 +40,34 @@ from des_core.errors import ConfigError
 from des_core.run import Run
 
 
+class Keys(NamedTuple):
+    """A batch's lookups before they are hashed, on the device or on their way there; see ``Raw``."""
+
+    tensors: tuple[Tensor, ...]
+    """Keys, samples, fields and x [L], and offsets [O B + 1]."""
+    copied: torch.cuda.Event | None
+    """Set when they are there."""
+
+
 @dataclass(frozen=True)
 class DeviceReady:
     """A batch whose keys are on their way to the device."""
 
     batch: pa.Table
     step: int
-    raw: Raw
+    keys: Keys
     routing: None = None
+
+
+class Pending(NamedTuple):
+    """A step whose loss has not been read yet."""
+
+    mean: Tensor
+    """On the host, once ``copied`` is set."""
+    copied: torch.cuda.Event | None
+    loss_b: Tensor
+    ready: DeviceReady
+    home: Home
 
 
 @dataclass(frozen=True)
@@ -71,6 +92,9 @@ class DeviceWorker(Worker):
 
     def __init__(self, run: Run, peers: Collectives) -> None:
         super().__init__(run, peers)
+        self._finite = torch.ones(1, dtype=torch.int32, device=peers.device)
+        self._pending: Pending | None = None
+        self._copies: torch.cuda.Stream | None = None
         device, ownership = peers.device, self.ownership
         owned_OH = np.array(ownership.owned, np.int8).reshape(-1, BUCKETS)
         self._owned_OH = torch.from_numpy(owned_OH).to(device)
@@ -100,10 +124,10 @@ class DeviceWorker(Worker):
 
     def _make_ready(self, batch: pa.Table, step: int) -> DeviceReady:  # type: ignore[override]
         with self.profile.phase("decode"):
-            return DeviceReady(batch, step, self.ownership.raw(batch))
+            return DeviceReady(batch, step, self._send(self.ownership.raw(batch)))
 
     def _read(self, ready: DeviceReady, home: Home) -> Shard:  # type: ignore[override]
-        ids_L, mine_L, places = self._hashed(ready.raw)
+        ids_L, mine_L, places = self._hashed(ready.keys)
         slots_L = self.table.look_up(ids_L, mine_L, places[1], self._table_O, ready.step)
         segments = segments_of(slots_L)
         segments.record(self.table.keys, ready.step)
@@ -114,7 +138,7 @@ class DeviceWorker(Worker):
         return self._device_shard(pooled, segments, home)
 
     def _read_only(self, batch: pa.Table, home: Home) -> tuple[Shard, RowRouting | None]:
-        ids_L, mine_L, places = self._hashed(self.ownership.raw(batch))
+        ids_L, mine_L, places = self._hashed(self._send(self.ownership.raw(batch)))
         slots_L = self.table.keys.find(ids_L, mine_L)
         pooled = self._pooled(slots_L, places, batch.num_rows)
         if self.decay.pieces:
@@ -125,26 +149,65 @@ class DeviceWorker(Worker):
 
     def _update_rows(self, shard: Shard, ready: DeviceReady, rate: float) -> None:  # type: ignore[override]
         assert isinstance(shard, DeviceShard) and shard.pooled is not None and shard.segments is not None
-        # By now the loss is known to be finite, or the step would have ended.
-        finite = torch.ones(1, dtype=torch.int32, device=self.peers.device)
-        shard.pooled.update(shard.segments, self.run.config.optimizer.rows, ready.step, rate, finite)
+        shard.pooled.update(shard.segments, self.run.config.optimizer.rows, ready.step, rate, self._finite)
 
-    def _hashed(self, raw: Raw) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def _update_dense(self, rate: float) -> None:
+        self.dense.step_if(rate, self._finite)
+
+    def _accept(self, mean: Tensor, loss_b: Tensor, ready: DeviceReady, home: Home) -> float:  # type: ignore[override]
+        """The mean loss of the step before, which is known by now; from the first one that is not finite on, nothing
+        is updated any more."""
+        self._finite *= torch.isfinite(mean).int()
+        on_gpu = self.peers.device.type == "cuda"
+        host = torch.empty((), dtype=mean.dtype, pin_memory=on_gpu).copy_(mean, non_blocking=True)
+        copied = torch.cuda.Event() if on_gpu else None
+        if copied is not None:
+            copied.record()
+        before, self._pending = self._pending, Pending(host, copied, loss_b, ready, home)
+        return self._read_loss(before or self._pending)
+
+    def _read_loss(self, pending: Pending) -> float:
+        if pending.copied is not None:
+            pending.copied.synchronize()
+        value = float(pending.mean)
+        if not math.isfinite(value):
+            self._refuse(value, pending.loss_b, pending.ready, pending.home)  # type: ignore[arg-type]
+        return value
+
+    def settle(self) -> None:
+        """Wait until the loss of every step is known to be finite."""
+        if self._pending is not None:
+            self._read_loss(self._pending)
+            self._pending = None
+
+    def _send(self, raw: Raw) -> Keys:
+        """Lookups on their way to the device, under the step that runs there."""
+        device = self.peers.device
+        arrays = [torch.from_numpy(array) for array in (raw.keys, raw.sample, raw.piece, raw.x, raw.offsets)]
+        if device.type != "cuda":
+            return Keys(tuple(arrays), None)
+        if self._copies is None:
+            self._copies = torch.cuda.Stream(device)
+        with torch.cuda.stream(self._copies):
+            there = [array.pin_memory().to(device, non_blocking=True) for array in arrays]
+            copied = torch.cuda.Event()
+            copied.record()
+        return Keys(tuple(there), copied)
+
+    def _hashed(self, keys: Keys) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Ids, whether they are owned here, and each lookup's sample, field, x and offsets, on the device."""
-        keys_L, sample_L, piece_L, offsets_OB = (
-            self._to_device(array) for array in (raw.keys, raw.sample, raw.piece, raw.offsets)
-        )
+        keys_L, sample_L, piece_L, x_L, offsets_OB = keys.tensors
+        if keys.copied is not None:
+            stream = torch.cuda.current_stream()
+            stream.wait_event(keys.copied)
+            for tensor in keys.tensors:
+                # The memory is not to be used again before this stream is through with it.
+                tensor.record_stream(stream)
         ids_L, mine_L = torch.empty_like(keys_L), torch.empty(len(keys_L), dtype=torch.int8, device=keys_L.device)
         id_kernels.ids_of_keys[grid(len(keys_L))](
             keys_L, piece_L, self._salts_O, self._owned_OH, ids_L, mine_L, len(keys_L), BUCKETS=BUCKETS, BLOCK=BLOCK
         )
-        return ids_L, mine_L, (sample_L, piece_L, self._to_device(raw.x).to(self.dtype), offsets_OB)
-
-    def _to_device(self, array: np.ndarray[Any, Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.peers.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.peers.device, non_blocking=True)
+        return ids_L, mine_L, (sample_L, piece_L, x_L.to(self.dtype), offsets_OB)
 
     def _pooled(self, slots_L: Tensor, places: tuple[Tensor, ...], samples: int) -> Pooled:
         sample_L, piece_L, x_L, offsets_OB = places

@@ -127,6 +127,8 @@ class Collectives:
             send: per destination the numbers sent, by ledger line.
             receive: per source the numbers received.
         """
+        if self.workers == 1:
+            return sent.reshape(-1)
         sizes = [sum(lines.values()) for lines in send]
         received = sent.new_empty(sum(receive))
         start = time.perf_counter()

@@ -92,7 +92,9 @@ class Exchange:
 
     def _packed(self, name: str, shard: Shard) -> Tensor:
         operator = self._operators[name]
-        return operator.partial(shard) if self._plan.choice[name] == "sum" else operator.partial_rest(shard)
+        part = operator.partial(shard) if self._plan.choice[name] == "sum" else operator.partial_rest(shard)
+        # A product of 16-bit numbers travels in the precision of the rows, as the plan says.
+        return part.to(shard.x_L.dtype)
 
     def _vectors(self, shard: Shard) -> list[Tensor]:
         return [shard.vectors_BOk.flatten(1)] if "vectors" in self._columns[0] else []

@@ -336,6 +336,15 @@ class DenseRule:
             if parameter.grad is not None:
                 parameter.grad.zero_()
 
+    def step_if(self, rate: float, finite: Tensor) -> None:
+        """As ``step``, unless ``finite``, a number on the weights' device, is zero: decided there, without a wait."""
+        held = [*self.parameters, *(t for slots in self.state.values() for n, t in slots.items() if n != "step")]
+        before = [tensor.detach().clone() for tensor in held]
+        self.step(rate)
+        with torch.no_grad():
+            for tensor, old in zip(held, before, strict=True):
+                tensor.copy_(torch.where(finite.reshape(()) != 0, tensor, old))
+
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """Update the weights that have a gradient, at learning rate ``rate``."""

@@ -90,3 +90,17 @@ def test_what_the_kernels_need_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_exchange_of_rows_is_refused(group: Callable[[int], Group], on: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"train.exchange = 'rows' needs train.kernels = 'torch'"):
         train(group(1), tmp_path, on, train={"exchange": "rows"})
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_loss_that_is_not_finite_is_named_and_changes_nothing(
+    group: Callable[[int], Group], on: dict[str, Any], tmp_path: Path, steps: int
+) -> None:
+    """Found a step later on the device, it is the same line, whether it comes in the middle or at the end."""
+    rows = {"name": "sgd", "learning_rate": 1e200}
+    lines = []
+    for kernels in ({}, on):
+        with pytest.raises(AssertionError) as caught:
+            train(group(1), tmp_path / str(len(lines)), kernels, train={"max_steps": steps}, optimizer={"rows": rows})
+        lines.append(str(caught.value).strip().splitlines()[-1])
+    assert lines[0] == lines[1] and "loss is nan at step" in lines[0] and "sample " in lines[0]
