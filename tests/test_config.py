@@ -69,7 +69,7 @@ def test_an_unknown_key_comes_with_a_suggestion(base: Path, override: str, messa
         ("train.batch=0", "train.batch = 0 must be at least 1"),
         ("train.lr_drop=2", "train.lr_drop = 2 must be at most 1"),
         ("train.shuffle=maybe", 'train.shuffle = "maybe" must be true or false'),
-        ("train.precision=fp16", "train.precision = \"fp16\" must be 'fp32' or 'fp64'"),
+        ("train.precision=fp16", "train.precision = \"fp16\" must be 'fp32', 'fp64', 'tf32' or 'bf16'"),
         ("model.dropout=1", "model.dropout = 1 must be below 1"),
         ("model.hidden=64", "model.hidden = 64 must be a list"),
         ("model.hidden=[]", "model.hidden = [] must hold at least 1 value"),

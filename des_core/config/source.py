@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import json
 import re
@@ -45,6 +46,7 @@ class SourceConfig(Section):
     header: bool | tuple[str, ...] = Field(
         True, description="Whether the first line names the columns; for files without such a line, the list of names."
     )
+    encoding: str = Field("utf-8", description="Character encoding of text logs, such as latin-1, gb18030 or utf-16.")
     missing: tuple[str, ...] = Field(("", "NA"), description="Texts that stand for a missing value.")
     timezone: str = Field("UTC", description="Time zone of days, hours and weekdays, and of times that name no zone.")
     label: str = Field("label", description="Column with the label.")
@@ -57,7 +59,12 @@ class SourceConfig(Section):
     ready: str = Field(
         "", description='File that marks the logs of a day as complete, like "logs/{day}/_SUCCESS"; empty: none.'
     )
-    time: str = Field("", description="Column with the time of the event, in Unix seconds or ISO 8601.")
+    time: str = Field("", description="Column with the time of the event.")
+    time_format: str = Field(
+        "",
+        description="Form of source.time: unix, unix_ms, unix_us, iso, or a strptime pattern like %y%m%d%H; empty: "
+        "ISO 8601 or Unix seconds, milliseconds or microseconds, as the values are.",
+    )
     group: str = Field("", description="Column whose values are the groups of GAUC, usually the user.")
     join: tuple[JoinConfig, ...] = Field((), description="Side tables joined to the log.")
     days: int = Field(3, ge=1, le=366, description="synthetic: number of days of logs, the first being 2026-01-01.")
@@ -76,6 +83,21 @@ class SourceConfig(Section):
         if text.strip() and not re.fullmatch(rf"\s*((>=|<=|>|<)\s*{number}|(==|!=)\s*{value})\s*", text):
             raise ValueError(f'{text!r} is not a comparison; write it like ">= 4" or "== click"')
         return text
+
+    @field_validator("time_format")
+    @classmethod
+    def _time_format_is_known(cls, text: str) -> str:
+        if text in ("", "iso", "unix", "unix_ms", "unix_us") or "%" in text:
+            return text
+        raise ValueError(f"{text!r} is no form of times; write unix, unix_ms, unix_us, iso or a pattern like %y%m%d%H")
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, name: str) -> str:
+        try:
+            return codecs.lookup(name).name
+        except LookupError:
+            raise ValueError(f"{name!r} is not an encoding known here; write it like latin-1 or gb18030") from None
 
     @field_validator("timezone")
     @classmethod

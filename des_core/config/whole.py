@@ -26,6 +26,9 @@ from des_core.config.table import TableConfig
 from des_core.config.train import STEERING, TrainConfig
 from des_core.secrets import host_only, without_secrets
 
+NEWER_SOURCE_KEYS = {"time_format": "", "encoding": "utf-8"}
+"""Keys of [source] that came after feature stores had been made, and their defaults."""
+
 
 class Config(Section):
     """A run, whole and checked."""
@@ -163,6 +166,10 @@ class Config(Section):
         """sha256 of what decides the feature store, given the raw logs."""
         content = self.model_dump(mode="json", include={"source", "split", "fields"})
         content["source"].pop("ready")
+        for key, default in NEWER_SOURCE_KEYS.items():
+            # A key that nobody set does not make a new feature store of an old one.
+            if content["source"][key] == default:
+                content["source"].pop(key)
         content["allowed_lateness"] = self.recurring.allowed_lateness
         content["seed"] = self.run.seed
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -411,7 +411,7 @@ def test_bad_records_go_to_quarantine(tmp_path: Path, make: Make) -> None:
         "file,line,reason",
         f"{tmp_path}/log.csv,11,2 columns instead of 5",
         f"{tmp_path}/log.csv,21,column price: 'many' is not a number",
-        f"{tmp_path}/log.csv,31,column label: the label '7' is not 0 or 1; "
+        f"{tmp_path}/log.csv,31,column label: the label '7' is not 0 or 1 or true or false; "
         "source.positive says which labels count as 1",
     ]
     rows = rows_of(reference, "all").column(ROW).to_pylist()
@@ -444,7 +444,11 @@ def test_too_many_bad_records_fail_and_leave_nothing(tmp_path: Path, make: Make)
         ({"path": "log.csv", "time": "user"}, {}, "source.time = 'user' holds no times: 'u0'"),
         ({"path": "log.csv", "time": "t"}, {"by": "day"}, "there are 1: 2026-01-01"),
         ({"path": "log.csv", "time": "t"}, {"by": "day", "test": "2026-01-05"}, "split.test: day '2026-01-05' has no"),
-        ({"path": "log.csv", "label": "price"}, {}, "column price: the label '2' is not 0 or 1; source.positive says"),
+        (
+            {"path": "log.csv", "label": "price"},
+            {},
+            "column price: the label '2' is not 0 or 1 or true or false; source.positive says",
+        ),
         ({"path": "hours.csv", "time": "t"}, {}, "source.time = 't' holds no times: '14102100' is 1970-06-13 as unix"),
         ({"path": "days.csv", "time": "t"}, {}, "source.time = 't' holds no times: '20141021' is 1970-08-22 as unix"),
         ({"path": "bad.csv", "max_bad_share": 1.0}, {}, "no good record among 2"),

@@ -88,9 +88,10 @@ def test_times(values: list[Any], expected: list[int | None]) -> None:
 
 def test_times_that_are_none() -> None:
     values, bad = times(["2026-01-01", "soon", "2026-13-01", None, "1767225600000", "2026-01-01T25:00:00"])
-    assert values == [1_767_225_600_000_000, *[None] * 5]
-    assert bad == [False, True, True, False, True, True]
-    assert times([1_767_225_600_000]) == ([None], [True]), "milliseconds are no seconds"
+    assert values == [1_767_225_600_000_000, None, None, None, 1_767_225_600_000_000, None]
+    assert bad == [False, True, True, False, False, True]
+    assert times([1_767_225_600_000]) == ([1_767_225_600_000_000], [False]), "milliseconds are no seconds"
+    assert times([400_000_000_000]) == ([None], [True]), "neither seconds nor milliseconds of our time"
     assert times([True]) == ([None], [True])
 
 

@@ -18,7 +18,7 @@ from des_core.data.read.sources import CRITEO_COLUMNS, Chunk, read
 from des_core.data.store.encoding import specs_of
 from des_core.errors import ConfigError, DataError
 
-HINT = "; source.positive says which labels count as 1"
+HINT = " or true or false; source.positive says which labels count as 1"
 
 
 def source(path: Path | str = "unused", **options: Any) -> SourceConfig:
@@ -176,7 +176,7 @@ def test_times_that_are_bad_here_and_there(tmp_path: Path) -> None:
     found = chunks(source(path, time="t", timezone="Europe/Berlin"), "user")
     assert found[0].micros_R.tolist() == [1_767_222_000_000_000, 1_767_265_200_000_000]
     assert bad(found) == [
-        (3, "column t: the time 'soon' is neither unix seconds nor ISO 8601"),
+        (3, "column t: the time 'soon' is neither unix seconds nor ISO 8601; source.time_format says what it is"),
         (4, "column t: the time is missing"),
     ]
 

@@ -13,6 +13,7 @@ Dims: R records of a block, E edges of its columns.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -67,12 +68,13 @@ class Block:
         )
 
 
-def blocks(path: str, delimiter: str, quoting: bool, width: int = 0) -> Iterator[Block]:
+def blocks(path: str, delimiter: str, quoting: bool, width: int = 0, encoding: str = "utf-8") -> Iterator[Block]:
     """The records of a text file, plain or packed, some 8 MiB at a time.
 
     Args:
         delimiter: an ASCII character, or none: then each record is one column.
         width: columns of a record; 0: as many as the first one has.
+        encoding: of the file.
 
     Raises:
         DataError: missing, not text, cannot be unpacked, or a record has no end.
@@ -80,7 +82,8 @@ def blocks(path: str, delimiter: str, quoting: bool, width: int = 0) -> Iterator
     quote = ord('"') if quoting else -1
     delimiter = delimiter or "\n"
     rest, line, count = np.zeros(0, np.uint8), 1, -1
-    with _opened(path) as stream:
+    with _opened(path) as file:
+        stream = file if encoding == "utf-8" else Recoded(path, file, encoding)
         while count:
             data = np.empty(len(rest) + BLOCK_BYTES + SLACK, np.uint8)
             data[: len(rest)] = rest
@@ -99,6 +102,32 @@ def blocks(path: str, delimiter: str, quoting: bool, width: int = 0) -> Iterator
             if len(block.lines_R):
                 width = width or max(0, int(block.widths_R[0]))
                 yield block
+
+
+class Recoded:
+    """A stream of text in some encoding, read as UTF-8."""
+
+    def __init__(self, path: str, stream: Any, encoding: str) -> None:
+        self._path, self._stream, self._encoding = path, stream, encoding
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._rest = b""
+
+    def readinto(self, buffer: Array) -> int:
+        """Fill a buffer as far as there is text; 0 at its end."""
+        while not self._rest:
+            piece = self._stream.read(len(buffer) // 4 or 1)
+            try:
+                self._rest = self._decoder.decode(piece, final=not piece).encode()
+            except UnicodeError as error:
+                raise UnusableLogsError(
+                    f"{self._path}: is not text in source.encoding = {self._encoding!r} ({error}); name another"
+                ) from None
+            if not piece:
+                break
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = np.frombuffer(self._rest[:count], np.uint8)
+        self._rest = self._rest[count:]
+        return count
 
 
 @contextmanager

@@ -44,20 +44,24 @@ def read_delimited(
     header: bool | Sequence[str],
     missing: Sequence[str],
     choose: Callable[[list[str]], list[str]],
+    encoding: str = "utf-8",
 ) -> Iterator[Raw]:
     """The records of a CSV or TSV as columns of text, null where a value is missing.
 
     Args:
         header: whether the first record names the columns, or their names; false names them "0", "1", ...
         choose: from the columns that there are to those that are read.
+        encoding: of the file.
     """
     names: list[str] = []
     chosen: list[str] = []
     row = 0
-    for block in blocks(path, delimiter, quoting, 0 if isinstance(header, bool) else len(header)):
+    for block in blocks(path, delimiter, quoting, 0 if isinstance(header, bool) else len(header), encoding):
         if not names:
             if header is True:
                 names = _first_record(path, block)
+                bare = [name.strip() for name in names]
+                names = bare if len(set(bare)) == len(bare) else names
                 block = block.kept(np.arange(len(block.lines_R)) > 0)
             elif header is False:
                 names = [str(position) for position in range(_width(path, block))]

@@ -1,6 +1,7 @@
-"""libsvm and libfm: ``label index:value index:value ...``, what follows # is a comment.
+"""libsvm and libfm: ``label [qid:query] index:value index:value ...``, what follows # is a comment.
 
-A line becomes a label, a list of indices and the list of their values: one multi-valued field with weights.
+A line becomes a label, a list of indices and the list of their values: one multi-valued field with weights. The query,
+if there is one, is a column that source.group may name.
 
 Dims: R records of a block, V index:value pairs.
 """
@@ -8,6 +9,7 @@ Dims: R records of a block, V index:value pairs.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,15 +21,16 @@ from des_core.data.read.hashing import I64
 from des_core.data.read.labels import Faults, shown
 from des_core.data.read.parsing import to_numbers
 
-LABEL, FEATURES, VALUES = "label", "features", "values"
+LABEL, FEATURES, VALUES, QUERY = "label", "features", "values", "qid"
 """Columns of the records."""
 
 
-def read_libsvm(path: str) -> Iterator[Raw]:
-    """The records of a file as columns of labels, indices and values."""
+def read_libsvm(path: str, encoding: str = "utf-8", queries: bool = False) -> Iterator[Raw]:
+    """The records of a file as columns of labels, indices and values, and of queries if they are asked for."""
     row = 0
-    for block in blocks(path, delimiter="", quoting=False):
+    for block in blocks(path, delimiter="", quoting=False, encoding=encoding):
         raw = _records(block, row)
+        raw = raw if queries else replace(raw, table=raw.table.drop_columns([QUERY]))
         row += raw.read
         if raw.read:
             yield raw
@@ -61,7 +64,9 @@ def _lines(block: Block) -> tuple[pa.Array, Faults]:
 
 
 def _pairs(lines: pa.Array) -> tuple[pa.Table, Faults]:
-    """Labels, lists of indices and lists of values of lines that are not empty, and the bad ones."""
+    """Labels, lists of indices and of values, and queries of lines that are not empty, and the bad ones."""
+    queries = pc.struct_field(pc.extract_regex(lines, r"^\S+\s+qid:(?P<query>\S+)"), "query")
+    lines = pc.replace_substring_regex(lines, r"^(\S+)\s+qid:\S+", r"\1")
     words = pc.utf8_split_whitespace(lines)
     offsets = words.offsets.to_numpy().astype(np.int64)
     labels = words.values.take(pa.array(np.minimum(offsets[:-1], max(len(words.values) - 1, 0))))
@@ -83,6 +88,7 @@ def _pairs(lines: pa.Array) -> tuple[pa.Table, Faults]:
             LABEL: labels,
             FEATURES: pa.ListArray.from_arrays(edges, indices),
             VALUES: pa.ListArray.from_arrays(edges, pa.array(values_V)),
+            QUERY: queries,
         }
     )
     original = words.values.filter(pa.array(is_pair))

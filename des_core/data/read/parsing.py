@@ -28,6 +28,10 @@ Bool = np.ndarray[Any, np.dtype[np.bool_]]
 
 _MICROS = 1_000_000
 _LAST_SECOND = 253_402_300_800
+_FIRST_MILLIS = 631_152_000_000
+"""1990 in milliseconds; 8 times as many are the year 2130."""
+UNIX_UNITS = {"unix": 1_000_000, "unix_ms": 1000, "unix_us": 1}
+"""Microseconds of a unit of ``source.time_format``."""
 """End of the year 9999. What is later is no date: most likely it counts milliseconds."""
 
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[nN][aA][nN]$"
@@ -168,15 +172,37 @@ def check_timezone(timezone: str) -> None:
         raise ConfigError(f"source.timezone: no time zone {timezone!r}; write it as in Europe/Berlin") from None
 
 
-def to_micros(array: pa.Array, timezone: str, missing: Sequence[str] = ()) -> tuple[I64, Bool, Bool]:
-    """Times [R] in microseconds (0 where there is none), whether each is missing, and whether it is bad."""
+def to_micros(array: pa.Array, timezone: str, missing: Sequence[str] = (), form: str = "") -> tuple[I64, Bool, Bool]:
+    """Times [R] in microseconds (0 where there is none), whether each is missing, and whether it is bad.
+
+    Args:
+        form: ``source.time_format``.
+    """
     array = without_missing(array, missing)
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
     absent_R = ~np.asarray(array.is_valid())
-    times = _text_times(as_text(array), timezone) if is_text(array) else _typed_times(array, timezone)
+    if "%" in form:
+        times = _pattern_times(array, form, timezone)
+    elif form in UNIX_UNITS:
+        numbers_R, _ = to_numbers(array)
+        right_R = np.abs(numbers_R) * UNIX_UNITS[form] < _LAST_SECOND * _MICROS
+        times = pa.array(np.round(np.where(right_R, numbers_R, 0) * UNIX_UNITS[form]).astype(np.int64), mask=~right_R)
+    elif is_text(array):
+        times = _text_times(as_text(array), timezone, numbers=form != "iso")
+    elif form == "iso" and not pa.types.is_temporal(array.type):
+        times = pa.nulls(len(array), pa.int64())
+    else:
+        times = _typed_times(array, timezone)
     bad_R = ~np.asarray(times.is_valid()) & ~absent_R
     return times.fill_null(0).to_numpy(zero_copy_only=False), absent_R, bad_R
+
+
+def _pattern_times(array: pa.Array, pattern: str, timezone: str) -> pa.Array:
+    """Times by a strptime pattern, such as %y%m%d%H; null where one does not match."""
+    texts = as_text(array)
+    times = pc.strptime(texts, format=pattern, unit="us", error_is_null=True)
+    return _since_1970(times, timezone)
 
 
 def _typed_times(array: pa.Array, timezone: str) -> pa.Array:
@@ -198,8 +224,11 @@ def _seconds(array: pa.Array) -> pa.Array:
     whole = pa.types.is_integer(array.type)
     seconds = array.cast(pa.int64() if whole else pa.float64(), safe=False)
     right = pc.and_(pc.less(seconds, _LAST_SECOND), pc.greater(seconds, -_LAST_SECOND))
-    seconds = pc.if_else(right, seconds, pa.scalar(None, seconds.type))
-    micros = pc.multiply(seconds, _MICROS)
+    micros = pc.multiply(pc.if_else(right, seconds, pa.scalar(None, seconds.type)), _MICROS)
+    # Milliseconds and microseconds of our time are no seconds that anybody means.
+    for least, unit in ((_FIRST_MILLIS, 1000), (_FIRST_MILLIS * 1000, 1)):
+        meant = pc.and_(pc.greater_equal(seconds, least), pc.less(seconds, 8 * least))
+        micros = pc.if_else(meant, pc.multiply(pc.if_else(meant, seconds, 0), unit), micros)
     return micros if whole else pc.round(micros).cast(pa.int64())
 
 
@@ -210,20 +239,20 @@ def _since_1970(times: pa.Array, timezone: str) -> pa.Array:
     return times.cast(pa.timestamp("us", times.type.tz)).cast(pa.int64())
 
 
-def _text_times(texts: pa.Array, timezone: str) -> pa.Array:
+def _text_times(texts: pa.Array, timezone: str, numbers: bool) -> pa.Array:
     """int64 microseconds, null where missing or bad: the whole column as one form, or else value by value."""
-    for form in (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC")):
+    for form in (*[pa.int64(), pa.float64()] * numbers, pa.timestamp("us"), pa.timestamp("us", "UTC")):
         try:
             return _typed_times(pc.cast(texts, form), timezone)
         except pa.ArrowInvalid:
             continue
     zone = ZoneInfo(timezone)
-    return pa.array([None if text is None else _one_time(text, zone) for text in texts.to_pylist()], pa.int64())
+    return pa.array([text and _one_time(text, zone, numbers) for text in texts.to_pylist()], pa.int64())
 
 
-def _one_time(text: str, zone: ZoneInfo) -> int | None:
+def _one_time(text: str, zone: ZoneInfo, numbers: bool) -> int | None:
     try:
-        seconds = float(text)
+        seconds = float(text if numbers else "")
     except ValueError:
         try:
             time = datetime.fromisoformat(text.strip())
@@ -232,6 +261,9 @@ def _one_time(text: str, zone: ZoneInfo) -> int | None:
         except (ValueError, OverflowError):
             return None
         return (since.days * 86_400 + since.seconds) * _MICROS + since.microseconds
+    for least, unit in ((_FIRST_MILLIS, 1000), (_FIRST_MILLIS * 1000, 1)):
+        if least <= seconds < 8 * least:
+            return round(seconds * unit)
     return round(seconds * _MICROS) if abs(seconds) < _LAST_SECOND else None
 
 

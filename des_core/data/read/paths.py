@@ -1,6 +1,7 @@
 """Which files a path means: one file, a glob, a folder, a list of these, and {day} in any of them.
 
-Folders give the data files directly in them, in the order of their names, without hidden ones.
+Folders give the data files directly in them and in their folders that are named like dt=2026-01-31, in the order of
+their paths, without hidden ones. Such a name gives its files a column: dt.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import date
 from fnmatch import fnmatchcase
+from urllib.parse import unquote
 
 from pyarrow import fs as pafs
 
@@ -113,7 +115,7 @@ def _expand(path: str, form: str) -> list[str]:
     for match in matches:
         kind = _kind(match)
         if kind == pafs.FileType.Directory:
-            files += [storage.join(match, name) for name in storage.list_folder(match) if _is_data(match, name, form)]
+            files += _data_under(match, form)
         elif kind == pafs.FileType.File:
             files.append(match)
     return [file for file in files if _day_in(file, path)] if DAY in path else files
@@ -143,9 +145,29 @@ def _match(scheme: str, base: str, globs: list[str]) -> Iterator[str]:
             yield from _match(scheme, inner, rest)
 
 
-def _is_data(folder: str, name: str, form: str) -> bool:
-    if name.startswith((".", "_")) or _kind(storage.join(folder, name)) != pafs.FileType.File:
-        return False
+def columns_of_path(path: str) -> dict[str, str | None]:
+    """Column -> value by the folders of a file that are named like dt=2026-01-31, as Hive and Spark name them."""
+    pairs = [part.partition("=") for part in path.split("/")[:-1]]
+    named = {name: unquote(value) for name, mark, value in pairs if mark and name}
+    return {name: None if value == "__HIVE_DEFAULT_PARTITION__" else value for name, value in named.items()}
+
+
+def _data_under(folder: str, form: str) -> list[str]:
+    """The data files of a folder and of the folders in it that are named like columns."""
+    found = []
+    for name in storage.list_folder(folder):
+        inner = storage.join(folder, name)
+        if name.startswith((".", "_")):
+            continue
+        kind = _kind(inner)
+        if kind == pafs.FileType.Directory and "=" in name:
+            found += _data_under(inner, form)
+        elif kind == pafs.FileType.File and _is_data(name, form):
+            found.append(inner)
+    return found
+
+
+def _is_data(name: str, form: str) -> bool:
     bare = re.sub(r"\.(gz|zst|bz2)$", "", name.lower())
     return "." not in bare or bare.endswith(_ENDINGS[form])
 

@@ -28,7 +28,7 @@ from des_core.data.read.hashing import I64
 from des_core.data.read.joins import Side, load_sides
 from des_core.data.read.labels import F32, Faults, labels_of, parse_positive, shown
 from des_core.data.read.parsing import Bool, check_timezone, column_without_missing, one_chunk, to_micros
-from des_core.data.read.paths import DAY
+from des_core.data.read.paths import DAY, columns_of_path
 from des_core.errors import ConfigError, DataError, UnusableLogsError
 
 CRITEO_COLUMNS = ("label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27)))
@@ -162,6 +162,7 @@ class _Plan:
         self._strict = strict
         self._optional = optional
         self._joins: list[tuple[Side, list[str]]] = []
+        self._of_path: dict[str, str | None] = {}
         self.absent: list[str] = []
 
     def choose(self, available: list[str]) -> list[str]:
@@ -171,6 +172,8 @@ class _Plan:
             DataError: one is not there, or is there twice.
         """
         needed = dict(self._wanted)
+        # A column that the file has itself is the better one.
+        given_by_path = {name: value for name, value in columns_of_path(self._path).items() if name not in available}
         taken: dict[str, None] = {}
         for side in reversed(self._sides):
             given = [name for name in needed if name in side.names and (self._strict or name not in available)]
@@ -185,6 +188,9 @@ class _Plan:
                 self._joins.insert(0, (side, given))
                 needed.setdefault(side.on, "source.join.on")
         for name, purpose in needed.items():
+            if name in given_by_path:
+                self._of_path[name] = given_by_path[name]
+                continue
             if name in self._optional and name not in available:
                 self.absent.append(name)
                 log.emit("no_column", file=self._path, column=name, wanted_for=purpose)
@@ -203,6 +209,8 @@ class _Plan:
 
     def join(self, records: pa.Table) -> pa.Table:
         """Records with the columns of the side tables, and without a value in those that the file lacks."""
+        for name, value in self._of_path.items():
+            records = records.append_column(name, pa.array([value] * records.num_rows, pa.string()))
         for name in self.absent:
             records = records.append_column(name, pa.nulls(records.num_rows, pa.string()))
         for side, names in self._joins:
@@ -217,11 +225,12 @@ def _raw(source: SourceConfig, path: str, choose: Callable[[list[str]], list[str
     if source.format == "parquet":
         return _read_parquet(path, source.missing, choose)
     if source.format == "libsvm":
-        choose([libsvm.LABEL, libsvm.FEATURES, libsvm.VALUES])
-        return libsvm.read_libsvm(path)
+        chosen = choose([libsvm.LABEL, libsvm.FEATURES, libsvm.VALUES, libsvm.QUERY])
+        return libsvm.read_libsvm(path, source.encoding, libsvm.QUERY in chosen)
     if source.format == "criteo":
-        return read_delimited(path, "\t", False, CRITEO_COLUMNS, source.missing, choose)
-    return read_delimited(path, source.delimiter, source.quoting == "minimal", source.header, source.missing, choose)
+        return read_delimited(path, "\t", False, CRITEO_COLUMNS, source.missing, choose, source.encoding)
+    quoting = source.quoting == "minimal"
+    return read_delimited(path, source.delimiter, quoting, source.header, source.missing, choose, source.encoding)
 
 
 def _read_parquet(path: str, missing: Sequence[str], choose: Callable[[list[str]], list[str]]) -> Iterator[Raw]:
@@ -253,7 +262,7 @@ def _labelled(chunk: Chunk, source: SourceConfig, first: bool) -> Chunk:
     micros_R = chunk.micros_R
     if source.time:
         times = one_chunk(chunk.records.column(source.time))
-        micros_R, absent_R, bad_R = to_micros(times, source.timezone)
+        micros_R, absent_R, bad_R = to_micros(times, source.timezone, form=source.time_format)
         early_R = ~absent_R & ~bad_R & (micros_R < EARLIEST)
         if first and (bad_R | early_R).any() and (bad_R | early_R | absent_R).all():
             raise DataError(_no_times(chunk.path, source.time, times, micros_R, bad_R))
@@ -269,8 +278,9 @@ def _labelled(chunk: Chunk, source: SourceConfig, first: bool) -> Chunk:
 def _not_a_time(micros: int, bad: bool) -> str:
     """What is wrong with a time."""
     if bad:
-        return "neither unix seconds nor ISO 8601"
-    return f"{datetime.fromtimestamp(micros / 1e6, UTC):%Y-%m-%d} as unix seconds or ISO 8601, which cannot be meant"
+        return "neither unix seconds nor ISO 8601; source.time_format says what it is"
+    date = f"{datetime.fromtimestamp(micros / 1e6, UTC):%Y-%m-%d}"
+    return f"{date} as unix seconds or ISO 8601, which cannot be meant; source.time_format says what it is"
 
 
 def _no_times(path: str, key: str, times: pa.Array, micros_R: I64, bad_R: Bool) -> str:
@@ -278,4 +288,4 @@ def _no_times(path: str, key: str, times: pa.Array, micros_R: I64, bad_R: Bool) 
     index = int(bad_R.argmax()) if bad_R.any() else 0
     index = index if times[index].is_valid else int(np.asarray(times.is_valid()).argmax())
     what = _not_a_time(int(micros_R[index]), bool(bad_R[index]))
-    return f"{path}: source.time = {key!r} holds no times: {shown(times, index)} is {what}; name another column"
+    return f"{path}: source.time = {key!r} holds no times: {shown(times, index)} is {what}, or name another column"

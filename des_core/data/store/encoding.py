@@ -11,7 +11,7 @@ Dims: R records, V listed values, K kept ones.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,17 +66,23 @@ def specs_of(fields: Sequence[FieldConfig]) -> tuple[FieldSpec, ...]:
 
 
 def encode(
-    records: pa.Table, fields: Sequence[FieldSpec], timezone: str, missing: Sequence[str], quoted: bool = True
+    records: pa.Table,
+    fields: Sequence[FieldSpec],
+    timezone: str,
+    missing: Sequence[str],
+    quoted: bool = True,
+    time_formats: Mapping[str, str] | None = None,
 ) -> pa.Table:
     """The feature columns of raw records, text or typed.
 
     Args:
         quoted: let messages show the value that is not right.
+        time_formats: of columns with times, as ``source.time_format``.
 
     Raises:
         DataError: a column is not there, or a value is no number, time or list where it must be one.
     """
-    encoded = encode_checked(records, fields, timezone, missing, quoted)
+    encoded = encode_checked(records, fields, timezone, missing, quoted, time_formats)
     if encoded.faults:
         index, reason = min(encoded.faults.items())
         raise DataError(f"record {index + 1}: {reason}")
@@ -84,14 +90,19 @@ def encode(
 
 
 def encode_checked(
-    records: pa.Table, fields: Sequence[FieldSpec], timezone: str, missing: Sequence[str], quoted: bool = True
+    records: pa.Table,
+    fields: Sequence[FieldSpec],
+    timezone: str,
+    missing: Sequence[str],
+    quoted: bool = True,
+    time_formats: Mapping[str, str] | None = None,
 ) -> Encoded:
     """As ``encode``, but invalid values are reported instead of raised.
 
     Raises:
         DataError: a column is not there.
     """
-    encoder = _Encoder(records, timezone, missing, quoted)
+    encoder = _Encoder(records, timezone, missing, quoted, time_formats or {})
     for field in fields:
         encoder.add(field)
     return Encoded(pa.table(encoder.columns), encoder.faults, encoder.values, encoder.forms)
@@ -100,13 +111,20 @@ def encode_checked(
 class _Encoder:
     """Feature columns of one table of records, gathered field by field."""
 
-    def __init__(self, records: pa.Table, timezone: str, missing: Sequence[str], quoted: bool) -> None:
+    def __init__(
+        self,
+        records: pa.Table,
+        timezone: str,
+        missing: Sequence[str],
+        quoted: bool,
+        time_formats: Mapping[str, str],
+    ) -> None:
         self.columns: dict[str, pa.Array] = {}
         self.faults: Faults = {}
         self.values: dict[str, tuple[I64, pa.Array]] = {}
         self.forms: dict[str, Form] = {}
         self._records = dict(zip(records.column_names, records.columns, strict=True))
-        self._timezone = timezone
+        self._timezone, self._time_formats = timezone, time_formats
         self._shown = shown if quoted else _unsaid
         self._missing = list(missing)
         self._missing_keys = hash_text(pa.array(self._missing, pa.string()))
@@ -138,7 +156,9 @@ class _Encoder:
             several = field.separator if field.kind == "multi" else ""
             return self._matches(values, re.compile(field.derive.removeprefix("regex:")), several)
         if field.column not in self._micros:
-            micros_R, absent_R, bad_R = to_micros(values, self._timezone, self._missing)
+            micros_R, absent_R, bad_R = to_micros(
+                values, self._timezone, self._missing, self._time_formats.get(field.column, "")
+            )
             self._fault(bad_R, field.column, values, "neither unix seconds nor ISO 8601")
             self._micros[field.column] = pa.array(micros_R, mask=absent_R | bad_R)
         times = local_times(self._micros[field.column], self._timezone)

@@ -144,7 +144,13 @@ class Ingestion:
 
     def _take_in(self, chunk: Chunk, job: Job, sorter: Sorter, tally: _Tally) -> None:
         """Encode a chunk's records and hand the good ones to the sorter."""
-        encoded = encode_checked(chunk.records, self.specs, self.source.timezone, self.source.missing)
+        encoded = encode_checked(
+            chunk.records,
+            self.specs,
+            self.source.timezone,
+            self.source.missing,
+            time_formats={self.source.time: self.source.time_format},
+        )
         self._settle(encoded.forms)
         features = encoded.features
         group_R = np.zeros(len(chunk.rows_R), np.int64)

@@ -119,7 +119,13 @@ def _score(
     scorer: Scorer, chunk: sources.Chunk, source: SourceConfig
 ) -> tuple[sources.Chunk, np.ndarray[tuple[int], np.dtype[np.float64]]]:
     """A chunk's good records, with all bad ones beside them, and the scores of the good ones."""
-    encoded = encode_checked(chunk.records, scorer.description.fields, source.timezone, source.missing)
+    encoded = encode_checked(
+        chunk.records,
+        scorer.description.fields,
+        source.timezone,
+        source.missing,
+        time_formats={source.time: source.time_format},
+    )
     good = chunk.without(encoded.faults)
     keep = np.ones(chunk.records.num_rows, np.bool_)
     keep[list(encoded.faults)] = False

@@ -251,7 +251,14 @@ class Scorer:
         scores, values_O, unknown_O = [np.empty(0)], np.zeros(len(self.names), int), np.zeros(len(self.names), int)
         for at in range(0, records.num_rows, BATCH):
             piece = records.slice(at, BATCH)
-            features = encode(piece, self.description.fields, source.timezone, source.missing, quoted=False)
+            features = encode(
+                piece,
+                self.description.fields,
+                source.timezone,
+                source.missing,
+                quoted=False,
+                time_formats={source.time: source.time_format},
+            )
             part = self._forward(features)
             wrong = not_finite(part.scores_B)
             if len(wrong):
