@@ -362,7 +362,7 @@ def kernels_alone(peers: Collectives, wanted: argparse.Namespace) -> None:
     sample_L = torch.arange(batch, device=device).repeat(fields)
     piece_L = torch.arange(fields, device=device).repeat_interleave(batch)
     x_L, offsets = torch.ones(lookups, device=device), torch.arange(lookups + 1, device=device)
-    pooled = Pooled(table.rows, slots_L, sample_L, piece_L, x_L, offsets, batch, fields, True, True)
+    pooled = Pooled(table.rows, table.keys.ids, slots_L, sample_L, piece_L, x_L, offsets, batch, fields, True, True)
     rule = OptimizerConfig(name="rowwise_adagrad", learning_rate=0.01)
     finite = torch.ones(1, dtype=torch.int32, device=device)
 

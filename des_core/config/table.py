@@ -22,6 +22,12 @@ class TableConfig(Section):
         description="Give a value its row with this probability at each step that looks it up; not with admit_count.",
         json_schema_extra=EXPERT,
     )
+    rows: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Numbers of rows in memory; bf16: half the memory, rounded by a seeded draw that is right in the "
+        "mean, with train.kernels = triton; optimizer state stays in fp32.",
+        json_schema_extra=EXPERT,
+    )
     max_rows: int = Field(0, ge=0, description="Most rows over all workers after an eviction; 0: no limit.")
     budget_keeps: Literal["frequent", "recent"] = Field(
         "frequent",

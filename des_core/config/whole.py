@@ -70,6 +70,8 @@ class Config(Section):
             raise ValueError(
                 f"train.lanes = {self.train.lanes} must be at least train.workers = {self.train.workers}; raise it"
             )
+        if self.table.rows == "bf16" and (self.train.kernels != "triton" or self.train.precision == "fp64"):
+            raise ValueError("table.rows = 'bf16' needs train.kernels = 'triton', and a precision other than fp64")
         if self.gate.slices and self.source.task != "click":
             raise ValueError("gate.slices compares AUCs, which ratings have none of; remove it, or set task = 'click'")
         if self.gate.slices and self.fields:

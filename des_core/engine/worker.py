@@ -41,7 +41,7 @@ from des_core.engine.profile import Profile
 from des_core.engine.weights import checkpoint, index
 from des_core.engine.weights.optimizer import Decay, DenseRule, apply, state_width
 from des_core.engine.weights.table import StagedBatch, Table
-from des_core.errors import NotFiniteError
+from des_core.errors import ConfigError, NotFiniteError
 from des_core.run import Run
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -427,6 +427,8 @@ def worker_of(run: Run, peers: Collectives) -> Worker:
 
     reason = why_not(peers.device)
     if reason:
+        if run.config.table.rows == "bf16":
+            raise ConfigError(f"table.rows = 'bf16' needs the Triton kernels, and {reason}; set it to 'fp32'")
         if peers.rank == 0:
             log.emit("kernels", use="torch", why=reason)
         return Worker(run, peers)

@@ -320,3 +320,32 @@ def test_manifest_of_another_shape_is_refused(group: Callable[[int], Group], tmp
     other = shape.model_copy(update={"tables": ("user",)})
     with pytest.raises(CheckpointError, match="written for tables="):
         checkpoint.read_manifest(reference, other)
+
+
+@pytest.mark.parametrize("name", ["deepfm", "dcn_v2", "autoint"])
+def test_products_of_sixteen_bits_are_near_and_the_weights_are_fp32s(
+    group: Callable[[int], Group], tmp_path: Path, name: str
+) -> None:
+    """Logits move by parts in a thousand; rows and checkpoints are those of fp32."""
+    answers = {
+        precision: train(
+            group(2),
+            tmp_path / precision,
+            model={"name": name, "hidden": [6, 5]},
+            train={"precision": precision, "max_steps": 12, "exchange": "gather" if name == "autoint" else "sum"},
+            optimizer=ADAM,
+        )
+        for precision in ("fp32", "bf16", "tf32")
+    }
+    whole, half = (np.array(answers[precision]["logits"]) for precision in ("fp32", "bf16"))
+    assert 0 < np.abs(half - whole).max() < 0.05 * (1 + np.abs(whole).max())
+    assert answers["tf32"]["logits"] == answers["fp32"]["logits"], "without a GPU tf32 is fp32"
+    again = train(
+        group(2),
+        tmp_path / "bf16",
+        resume=True,
+        model={"name": name, "hidden": [6, 5]},
+        train={"precision": "bf16", "max_steps": 14, "exchange": "gather" if name == "autoint" else "sum"},
+        optimizer=ADAM,
+    )
+    assert again["step"] == 14

@@ -190,8 +190,9 @@ def wait_longer(
 
 @triton.jit
 def first_rows(
-    ids_S, bases, used, new, seed_key, scale, K: tl.constexpr, Z: tl.constexpr, STRIDE: tl.constexpr,
-    SHIFT: tl.constexpr, WIDE: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    ids_S, bases, states, used, new, seed_key, scale, K: tl.constexpr, Z: tl.constexpr, STRIDE: tl.constexpr,
+    STATE_STRIDE: tl.constexpr, SHIFT: tl.constexpr, WIDE: tl.constexpr, DTYPE: tl.constexpr, ROW: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """First values of slots [used, used + new): w = 0, factors drawn by counter from (seed, id), state zero."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -204,6 +205,10 @@ def first_rows(
     draw = splitmix64(base[:, None] + factor[None, :]) >> 11
     value = (draw.to(tl.float64) * 2.220446049250313e-16 - 1.0) * tl.load(scale)
     value = tl.where((column >= 1) & (column < K), value, 0.0)
-    chunk = tl.load(bases + (slot >> SHIFT), mask=active, other=0).to(tl.pointer_type(DTYPE))
-    place = chunk[:, None] + ((slot & ((1 << SHIFT) - 1)) * STRIDE)[:, None] + column[None, :]
-    tl.store(place, value.to(DTYPE), mask=active[:, None] & (column < K + Z)[None, :])
+    inside = slot & ((1 << SHIFT) - 1)
+    chunk = tl.load(bases + (slot >> SHIFT), mask=active, other=0).to(tl.pointer_type(ROW))
+    place = chunk[:, None] + (inside * STRIDE)[:, None] + column[None, :]
+    tl.store(place, value.to(DTYPE).to(ROW), mask=active[:, None] & (column < K)[None, :])
+    chunk = tl.load(states + (slot >> SHIFT), mask=active, other=0).to(tl.pointer_type(DTYPE))
+    place = chunk[:, None] + (inside * STATE_STRIDE)[:, None] + column[None, :]
+    tl.store(place, tl.zeros([BLOCK, WIDE], DTYPE), mask=active[:, None] & (column < Z)[None, :])

@@ -12,16 +12,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from des_core.config import OptimizerConfig
+from des_core.data.read.hashing import splitmix64
 from des_core.engine.device import row_kernels
 from des_core.engine.device.batch import Segments
 from des_core.engine.device.rows import DeviceRows
-from des_core.engine.device.table import grid, kernel_type
+from des_core.engine.device.table import grid, kernel_type, seed_key, signed
 from des_core.engine.weights.optimizer import rule_numbers
 
 RULES = {
@@ -43,6 +45,8 @@ class Pooled:
     """
 
     rows: DeviceRows
+    ids_S: Tensor
+    """Ids in slot order."""
     slots_L: Tensor
     sample_L: Tensor
     piece_L: Tensor
@@ -52,6 +56,7 @@ class Pooled:
     fields: int
     by_field: bool
     squares: bool
+    seed: int = 0
     gradients: list[Tensor] = field(default_factory=list)
 
     @property
@@ -64,6 +69,7 @@ class Pooled:
             "STRIDE": rows.stride,
             "SHIFT": rows.shift,
             "DTYPE": kernel_type(rows.dtype),
+            "ROW": kernel_type(rows.row_dtype),
         }
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,15 +105,23 @@ class Pooled:
         )  # fmt: skip
         numbers = torch.tensor(rule_numbers(config, rows.width, step, rate), dtype=rows.dtype, device=rows.device)
         row_kernels.update_rows[grid(lookups, row_kernels.ROWS)](
-            segments.slots_U, segments.first_U, sums_PK, segments.sizes_2, finite, numbers, rows.bases,
-            RULE=RULES[config.name], Z=rows.state_width, **self.shape, BLOCK=row_kernels.ROWS,
+            segments.slots_U, segments.first_U, sums_PK, segments.sizes_2, finite, numbers, rows.bases, rows.states,
+            self.ids_S, self._draw_key(step, 0x726F756E64), RULE=RULES[config.name], Z=rows.state_width,
+            STATE_STRIDE=rows.state_stride, **self.shape, BLOCK=row_kernels.ROWS,
         )  # fmt: skip
 
-    def catch_up(self, segments: Segments, factors_U: Tensor) -> None:
+    def catch_up(self, segments: Segments, factors_U: Tensor, step: int) -> None:
         """Multiply the batch's rows by the decay that they have missed."""
+        key = self._draw_key(step, 0x6465636179)
         row_kernels.decay_rows[grid(len(segments.slots_U), row_kernels.ROWS)](
-            segments.slots_U, factors_U, segments.sizes_2, self.rows.bases, **self.shape, BLOCK=row_kernels.ROWS
-        )
+            segments.slots_U, factors_U, segments.sizes_2, self.rows.bases, self.ids_S, key, **self.shape,
+            BLOCK=row_kernels.ROWS,
+        )  # fmt: skip
+
+    def _draw_key(self, step: int, purpose: int) -> Tensor:
+        """The key of a step's draws, by which rows of 16 bits are rounded."""
+        word = int(splitmix64(np.uint64(seed_key(self.seed, purpose) ^ step)))
+        return torch.tensor([signed(word)], device=self.rows.device)
 
 
 class _Pool(Function):

@@ -13,6 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from des_core.engine.device.id_kernels import splitmix64
+
 PIECE = 64
 SAMPLES = 16
 ROWS = 16
@@ -20,10 +22,21 @@ SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL = 0, 1, 2, 3, 4
 
 
 @triton.jit
-def records(bases, slot, active, STRIDE: tl.constexpr, SHIFT: tl.constexpr, DTYPE: tl.constexpr):
-    """Addresses of the records of slots."""
-    chunk = tl.load(bases + (slot >> SHIFT), mask=active, other=0).to(tl.pointer_type(DTYPE))
+def records(bases, slot, active, STRIDE: tl.constexpr, SHIFT: tl.constexpr, KIND: tl.constexpr):
+    """Addresses of the records of slots, whose numbers are of some kind."""
+    chunk = tl.load(bases + (slot >> SHIFT), mask=active, other=0).to(tl.pointer_type(KIND))
     return chunk + (slot & ((1 << SHIFT) - 1)) * STRIDE
+
+
+@triton.jit
+def store_rows(place, rows, both, id_, key, column, ROW: tl.constexpr):
+    """Write rows; into 16 bits they are rounded up or down by a draw from (key, id, column), right in the mean."""
+    if tl.bfloat16 == ROW:
+        base = splitmix64(id_.to(tl.uint64, bitcast=True) ^ key.to(tl.uint64, bitcast=True))
+        draw = splitmix64(base[:, None] + column[None, :].to(tl.uint64)) >> 48
+        bits = (rows.to(tl.uint32, bitcast=True) + draw.to(tl.uint32)) & 0xFFFF0000
+        rows = bits.to(tl.float32, bitcast=True)
+    tl.store(place, rows.to(ROW), mask=both)
 
 
 @triton.jit
@@ -36,7 +49,7 @@ def _root(x):
 def pool_forward(
     slots_L, x_L, offsets_OB, bases, summed_BK, vectors_BOk, squares_B, samples, fields,
     K: tl.constexpr, WIDE: tl.constexpr, STRIDE: tl.constexpr, SHIFT: tl.constexpr, DTYPE: tl.constexpr,
-    BY_FIELD: tl.constexpr, SQUARES: tl.constexpr, BLOCK: tl.constexpr,
+    ROW: tl.constexpr, BY_FIELD: tl.constexpr, SQUARES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums [B, K], vectors [B, O, k] and squares [B]: as pool of weights/pooling.py."""
     b = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -52,9 +65,9 @@ def pool_forward(
             slot = tl.load(slots_L + at, mask=at < stop, other=-1).to(tl.int64)
             known = (at < stop) & (slot >= 0)
             x = tl.load(x_L + at, mask=known, other=0)
-            record = records(bases, slot, known, STRIDE, SHIFT, DTYPE)
+            record = records(bases, slot, known, STRIDE, SHIFT, ROW)
             row = tl.load(record[:, None] + column[None, :], mask=known[:, None] & (column < K)[None, :], other=0)
-            scaled = row * x[:, None]
+            scaled = row.to(DTYPE) * x[:, None]
             vector += scaled
             if SQUARES:
                 v = tl.where((column >= 1)[None, :], scaled, 0)
@@ -124,7 +137,7 @@ def record_lookups(slots_U, first_U, begin_P, sizes, counts_S, last_S, previous_
 def sum_pieces(
     order_L, slots_L, x_L, sample_L, piece_L, begin_P, sizes, bases, d_summed_BK, d_vectors_BOk, d_squares_B, sums_PK,
     fields, K: tl.constexpr, WIDE: tl.constexpr, STRIDE: tl.constexpr, SHIFT: tl.constexpr, DTYPE: tl.constexpr,
-    BY_FIELD: tl.constexpr, SQUARES: tl.constexpr, BLOCK: tl.constexpr,
+    ROW: tl.constexpr, BY_FIELD: tl.constexpr, SQUARES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of each piece's row from the piece's lookups, in their order."""
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -154,33 +167,37 @@ def sum_pieces(
             d_norm += 2 * x * x * tl.load(d_squares_B + b, mask=going, other=0)
         at += 1
     if SQUARES:
-        record = records(bases, slot, active, STRIDE, SHIFT, DTYPE)
+        record = records(bases, slot, active, STRIDE, SHIFT, ROW)
         row = tl.load(record[:, None] + column[None, :], mask=active[:, None] & factor, other=0)
-        total += d_norm[:, None] * row
+        total += d_norm[:, None] * row.to(DTYPE)
     tl.store(
         sums_PK + p.to(tl.int64)[:, None] * K + column[None, :], total, mask=active[:, None] & (column < K)[None, :]
     )
 
 
 @triton.jit
-def decay_rows(slots_U, factors_U, sizes, bases, K: tl.constexpr, WIDE: tl.constexpr, STRIDE: tl.constexpr,
-               SHIFT: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def decay_rows(
+    slots_U, factors_U, sizes, bases, ids_S, key,
+    K: tl.constexpr, WIDE: tl.constexpr, STRIDE: tl.constexpr, SHIFT: tl.constexpr, DTYPE: tl.constexpr,
+    ROW: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Multiply rows by the decay that they have missed."""
     u = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     active = u < tl.load(sizes)
     slot = tl.load(slots_U + u, mask=active, other=0)
     column = tl.arange(0, WIDE)
     both = active[:, None] & (column < K)[None, :]
-    place = records(bases, slot, active, STRIDE, SHIFT, DTYPE)[:, None] + column[None, :]
+    place = records(bases, slot, active, STRIDE, SHIFT, ROW)[:, None] + column[None, :]
     factor = tl.load(factors_U + u, mask=active, other=1).to(DTYPE)
-    tl.store(place, tl.load(place, mask=both, other=0) * factor[:, None], mask=both)
+    rows = tl.load(place, mask=both, other=0).to(DTYPE) * factor[:, None]
+    store_rows(place, rows, both, tl.load(ids_S + slot, mask=active, other=0), tl.load(key), column, ROW)
 
 
 @triton.jit
 def update_rows(
-    slots_U, first_U, sums_PK, sizes, finite, numbers, bases,
+    slots_U, first_U, sums_PK, sizes, finite, numbers, bases, states, ids_S, key,
     RULE: tl.constexpr, K: tl.constexpr, Z: tl.constexpr, WIDE: tl.constexpr, STRIDE: tl.constexpr,
-    SHIFT: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    STATE_STRIDE: tl.constexpr, SHIFT: tl.constexpr, DTYPE: tl.constexpr, ROW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Apply a rule of weights/optimizer.py to the rows that a batch read, unless its loss is not finite.
 
@@ -199,46 +216,47 @@ def update_rows(
         going = active & (at < stop)
         g += tl.load(sums_PK + at[:, None] * K + column[None, :], mask=going[:, None] & inside, other=0)
         at += 1
-    record = records(bases, slot, active, STRIDE, SHIFT, DTYPE)
-    place = record[:, None] + column[None, :]
-    row = tl.load(place, mask=both, other=0)
+    place = records(bases, slot, active, STRIDE, SHIFT, ROW)[:, None] + column[None, :]
+    held = records(states, slot, active, STATE_STRIDE, SHIFT, DTYPE)
+    state_place = held[:, None] + column[None, :]
+    row = tl.load(place, mask=both, other=0).to(DTYPE)
     rate, l2 = tl.load(numbers), tl.load(numbers + 1)
     if RULE == 0:
         row -= rate * (g + l2 * row)
     elif RULE == 1:
         g += l2 * row
-        state = tl.load(place + K, mask=both, other=0) + g * g
-        tl.store(place + K, state, mask=both)
+        state = tl.load(state_place, mask=both, other=0) + g * g
+        tl.store(state_place, state, mask=both)
         row -= rate * g / (_root(state) + tl.load(numbers + 2))
     elif RULE == 2:
         g += l2 * row
         eps = tl.load(numbers + 2)
         first = (column == 0)[None, :]
         square = g * g
-        w_state = tl.load(record + K, mask=active, other=0) + tl.sum(tl.where(first, square, 0), 1)
-        tl.store(record + K, w_state, mask=active)
+        w_state = tl.load(held, mask=active, other=0) + tl.sum(tl.where(first, square, 0), 1)
+        tl.store(held, w_state, mask=active)
         own = tl.where(first, w_state[:, None], 0)
         if Z > 1:
             mean = tl.sum(tl.where(first | ~inside, 0, square), 1) / (K - 1)
-            v_state = tl.load(record + K + 1, mask=active, other=0) + mean
-            tl.store(record + K + 1, v_state, mask=active)
+            v_state = tl.load(held + 1, mask=active, other=0) + mean
+            tl.store(held + 1, v_state, mask=active)
             own = tl.where(first, w_state[:, None], v_state[:, None])
         row -= rate * g / (_root(own) + eps)
     elif RULE == 3:
         g += l2 * row
         eps, kept = tl.load(numbers + 2), tl.load(numbers + 3)
-        m = tl.load(place + K, mask=both, other=0)
-        n = tl.load(place + 2 * K, mask=both, other=0)
+        m = tl.load(state_place, mask=both, other=0)
+        n = tl.load(state_place + K, mask=both, other=0)
         m += tl.load(numbers + 4) * (g - m)
         n += tl.load(numbers + 5) * (g * g - n)
-        tl.store(place + K, m, mask=both)
-        tl.store(place + 2 * K, n, mask=both)
+        tl.store(state_place, m, mask=both)
+        tl.store(state_place + K, n, mask=both)
         row = kept * row - rate * m / (_root(n) + eps)
     else:
         # numbers: steep = 1 / rate, l2, beta, l1, group.
         beta, l1, group = tl.load(numbers + 2), tl.load(numbers + 3), tl.load(numbers + 4)
-        z = tl.load(place + K, mask=both, other=0)
-        n = tl.load(place + 2 * K, mask=both, other=0)
+        z = tl.load(state_place, mask=both, other=0)
+        n = tl.load(state_place + K, mask=both, other=0)
         root = _root(n)
         s = row * ((beta + root) * rate + l2)
         length = _root(tl.sum(tl.where(inside, s * s, 0), 1))
@@ -249,11 +267,11 @@ def update_rows(
         n += g * g
         after = _root(n)
         z += g - (after - root) * rate * row
-        tl.store(place + K, z, mask=both)
-        tl.store(place + 2 * K, n, mask=both)
+        tl.store(state_place, z, mask=both)
+        tl.store(state_place + K, n, mask=both)
         s = tl.maximum(-l1, tl.minimum(z, l1)) - z
         length = _root(tl.sum(tl.where(inside, s * s, 0), 1))
         shrink = tl.where(length > group, (length - group) / tl.where(length > 0, length, 1), 0)
         divisor = (beta + after) * rate + l2
         row = tl.where(divisor > 0, shrink[:, None] * s / tl.where(divisor > 0, divisor, 1), row)
-    tl.store(place, row, mask=both)
+    store_rows(place, row, both, tl.load(ids_S + slot, mask=active, other=0), tl.load(key), column, ROW)

@@ -1,7 +1,8 @@
 """Rows of a table on a device, in chunks: growth adds chunks and never copies a row.
 
-A record is [w | v_1 .. v_k | state], padded to 16 bytes, so that a row and its optimizer state are read together.
-Kernels find a record by a table of the chunks' addresses: ``bases[slot >> SHIFT] + (slot & MASK) * stride``.
+A record is [w | v_1 .. v_k | state], padded to 16 bytes, so that a row and its optimizer state are read together; rows
+of 16 bits have records of their own, and their state, which stays in 32 bits, lies in others. Kernels find a record by
+a table of the chunks' addresses: ``bases[slot >> SHIFT] + (slot & MASK) * stride``.
 
 Dims: S slots, K numbers per row, Z numbers of optimizer state, n slots of a piece.
 """
@@ -29,7 +30,8 @@ class DeviceRows:
         width, state_width: K and Z.
         device, dtype: of the numbers.
         chunk_bits: slots of a chunk, as a power of two.
-        allocate: makes a chunk of zeros of a shape.
+        half: keep rows in bfloat16.
+        allocate: makes a chunk of a shape.
     """
 
     def __init__(
@@ -39,16 +41,18 @@ class DeviceRows:
         device: torch.device,
         dtype: torch.dtype,
         chunk_bits: int = CHUNK_BITS,
+        half: bool = False,
         allocate: Callable[..., Tensor] = torch.empty,
     ) -> None:
         self.width, self.state_width, self.device, self.dtype = width, state_width, device, dtype
-        self.shift = chunk_bits
-        numbers = 16 // torch.empty(0, dtype=dtype).element_size()
-        self.stride = -(-(width + state_width) // numbers) * numbers
-        self._allocate = allocate
+        self.shift, self.row_dtype = chunk_bits, torch.bfloat16 if half else dtype
+        self._half, self._allocate = half, allocate
+        self.stride = _padded(width if half else width + state_width, self.row_dtype)
+        self.state_stride = _padded(max(state_width, 1), dtype) if half else self.stride
         self._chunks: list[Tensor] = []
-        # Of fixed size, so that its own address never changes.
-        self.bases = torch.zeros(MOST_CHUNKS, dtype=torch.int64, device=device)
+        self._states: list[Tensor] = []
+        # Of fixed size, so that their own addresses never change.
+        self.bases, self.states = (torch.zeros(MOST_CHUNKS, dtype=torch.int64, device=device) for _ in range(2))
 
     @property
     def slots(self) -> int:
@@ -56,9 +60,15 @@ class DeviceRows:
         return len(self._chunks) << self.shift
 
     @property
+    def slot_bytes(self) -> int:
+        """Memory of a slot."""
+        own = self.stride * _size(self.row_dtype)
+        return own + self.state_stride * _size(self.dtype) if self._half else own
+
+    @property
     def held_bytes(self) -> int:
         """Memory of all chunks."""
-        return self.slots * self.stride * torch.empty(0, dtype=self.dtype).element_size()
+        return self.slots * self.slot_bytes
 
     def grow(self, slots: int) -> None:
         """Make room for ``slots``; what new ones hold is anything.
@@ -67,58 +77,75 @@ class DeviceRows:
             UserError: the device has no room.
         """
         while self.slots < slots:
-            shape = (1 << self.shift, self.stride)
+            many, number = 1 << self.shift, len(self._chunks)
             try:
-                chunk = self._allocate(shape, dtype=self.dtype, device=self.device)
+                chunk = self._allocate((many, self.stride), dtype=self.row_dtype, device=self.device)
+                state = chunk[:, self.width :]
+                if self._half:
+                    state = self._allocate((many, self.state_stride), dtype=self.dtype, device=self.device)
             except (torch.OutOfMemoryError, MemoryError):
                 raise self._no_room(slots) from None
-            self.bases[len(self._chunks)] = chunk.data_ptr()
+            self.bases[number], self.states[number] = chunk.data_ptr(), state.data_ptr()
             self._chunks.append(chunk)
+            self._states.append(state)
 
     def _no_room(self, slots: int) -> UserError:
-        size = torch.empty(0, dtype=self.dtype).element_size()
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
-        fits = self.slots + free // (self.stride * size)
+        fits = self.slots + free // self.slot_bytes
         return UserError(
-            f"{slots:,} rows of {self.width} numbers need {byte_text(slots * self.stride * size)} on {self.device}, "
+            f"{slots:,} rows of {self.width} numbers need {byte_text(slots * self.slot_bytes)} on {self.device}, "
             f"which has {byte_text(free)} free beside the {self.slots:,} rows there; set table.max_rows to at most "
             f"{fits:,} per worker, lower model.factors, or use more GPUs"
         )
 
-    def pieces(self, start: int, stop: int) -> Iterator[Tensor]:
-        """Records [n, stride] of slots [start, stop), chunk by chunk; views."""
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows [n, K] and state [n, Z] of slots [start, stop), chunk by chunk; views."""
         while start < stop:
             number, first = start >> self.shift, start & ((1 << self.shift) - 1)
             last = min(first + stop - start, 1 << self.shift)
-            yield self._chunks[number][first:last]
+            rows, state = self._chunks[number][first:last], self._states[number][first:last]
+            yield rows[:, : self.width], state[:, : self.state_width]
             start += last - first
 
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Rows [n, K] and state [n, Z] of slots [start, stop)."""
-        empty = torch.empty(0, self.stride, dtype=self.dtype, device=self.device)
-        records = torch.cat([empty, *self.pieces(start, stop)])
-        return records[:, : self.width], records[:, self.width : self.width + self.state_width]
+        """Rows [n, K] and state [n, Z] of slots [start, stop), in the precision that they are computed in."""
+        found = list(self.pieces(start, stop))
+        rows = [torch.empty(0, self.width, dtype=self.dtype, device=self.device)]
+        states = [torch.empty(0, self.state_width, dtype=self.dtype, device=self.device)]
+        rows += [row.to(self.dtype) for row, _ in found]
+        return torch.cat(rows), torch.cat(states + [state for _, state in found])
 
     def write(self, start: int, rows_nK: Tensor, state_nZ: Tensor) -> None:
         """Put rows and their state into slots from ``start`` on, which there is room for."""
         done = 0
-        for piece in self.pieces(start, start + len(rows_nK)):
-            part = slice(done, done + len(piece))
-            piece[:, : self.width] = rows_nK[part]
-            piece[:, self.width : self.width + self.state_width] = state_nZ[part]
-            done += len(piece)
+        for rows, state in self.pieces(start, start + len(rows_nK)):
+            part = slice(done, done + len(rows))
+            rows.copy_(rows_nK[part])
+            state.copy_(state_nZ[part])
+            done += len(rows)
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy slots ``source`` over slots ``target``; no slot is in both."""
-        for number, chunk in enumerate(self._chunks):
-            into = ((target >> self.shift) == number).nonzero()[:, 0]
-            for other, origin in enumerate(self._chunks):
-                both = into[(source[into] >> self.shift) == other]
-                if len(both):
-                    mask = (1 << self.shift) - 1
-                    chunk[target[both] & mask] = origin[source[both] & mask]
+        mask = (1 << self.shift) - 1
+        for chunks in (self._chunks, self._states) if self._half else (self._chunks,):
+            for number, chunk in enumerate(chunks):
+                into = ((target >> self.shift) == number).nonzero()[:, 0]
+                for other, origin in enumerate(chunks):
+                    both = into[(source[into] >> self.shift) == other]
+                    if len(both):
+                        chunk[target[both] & mask] = origin[source[both] & mask]
 
     def release(self, slots: int) -> None:
         """Give back the chunks after the first ``slots``."""
         keep = -(-slots >> self.shift) if slots else 0
-        del self._chunks[keep:]
+        del self._chunks[keep:], self._states[keep:]
+
+
+def _size(dtype: torch.dtype) -> int:
+    return torch.empty(0, dtype=dtype).element_size()
+
+
+def _padded(numbers: int, dtype: torch.dtype) -> int:
+    """So many numbers and more, to 16 bytes."""
+    each = 16 // _size(dtype)
+    return -(-numbers // each) * each

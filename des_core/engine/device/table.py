@@ -197,7 +197,7 @@ class DeviceTable:
             width, state_width, seed, settings, device,
         )  # fmt: skip
         self.keys, self.waiting = DeviceKeys(device), DeviceKeys(device)
-        self.rows = DeviceRows(width, state_width, device, dtype, chunk_bits)
+        self.rows = DeviceRows(width, state_width, device, dtype, chunk_bits, settings.rows == "bf16")
         self.evicted = 0
         self._admitted_before, self._born = 0, torch.zeros(1, dtype=torch.int64, device=device)
         self._scale = torch.tensor([init * 3.0**0.5], dtype=torch.float64, device=device)
@@ -289,12 +289,12 @@ class DeviceTable:
 
     def _make_rows(self, new_1: Tensor, most: int) -> None:
         rows = self.rows
-        wide = 1 << (rows.stride - 1).bit_length()
+        wide = 1 << (max(self._width, self._state_width) - 1).bit_length()
         block = max(1, 2048 // wide)
         id_kernels.first_rows[grid(most, block)](
-            self.keys.ids, rows.bases, self.keys.used_1, new_1, self._first_key, self._scale,
-            K=self._width, Z=self._state_width, STRIDE=rows.stride, SHIFT=rows.shift, WIDE=wide,
-            DTYPE=kernel_type(rows.dtype), BLOCK=block,
+            self.keys.ids, rows.bases, rows.states, self.keys.used_1, new_1, self._first_key, self._scale,
+            K=self._width, Z=self._state_width, STRIDE=rows.stride, STATE_STRIDE=rows.state_stride,
+            SHIFT=rows.shift, WIDE=wide, DTYPE=kernel_type(rows.dtype), ROW=kernel_type(rows.row_dtype), BLOCK=block,
         )  # fmt: skip
 
     # What checkpoints and reports ask for, as the CPU's table has it; all of it waits for the device.
@@ -379,7 +379,7 @@ class DeviceTable:
             self.waiting.remove((last < oldest) | (self.waiting.counts[:waiting] == 0))
         gone_S = (keys.last[:used].long() & 0xFFFFFFFF) < oldest
         if settings.evict_zero and used:
-            gone_S |= torch.cat([~piece[:, : self._width].any(1) for piece in self.rows.pieces(0, used)])
+            gone_S |= torch.cat([~rows.any(1) for rows, _ in self.rows.pieces(0, used)])
         if settings.max_rows:
             scores = keys.counts if settings.budget_keeps == "frequent" else keys.last
             ids, scores_S = keys.ids[:used].cpu().numpy(), scores[:used].cpu().numpy().view(np.uint32)
@@ -408,7 +408,7 @@ def kernel_type(dtype: torch.dtype) -> Any:
     """Triton's name of a type."""
     import triton.language as tl
 
-    return {torch.float32: tl.float32, torch.float64: tl.float64}[dtype]
+    return {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16}[dtype]
 
 
 def _longer(column: Tensor, room: int) -> Tensor:

@@ -134,7 +134,7 @@ class DeviceWorker(Worker):
         pooled = self._pooled(slots_L, places, ready.batch.num_rows)
         if self.decay.pieces:
             previous_U = (segments.previous_U.long() & 0xFFFFFFFF).clamp(max=ready.step - 1)
-            pooled.catch_up(segments, self.decay.missed_on(previous_U, ready.step))
+            pooled.catch_up(segments, self.decay.missed_on(previous_U, ready.step), ready.step)
         return self._device_shard(pooled, segments, home)
 
     def _read_only(self, batch: pa.Table, home: Home) -> tuple[Shard, RowRouting | None]:
@@ -211,8 +211,9 @@ class DeviceWorker(Worker):
 
     def _pooled(self, slots_L: Tensor, places: tuple[Tensor, ...], samples: int) -> Pooled:
         sample_L, piece_L, x_L, offsets_OB = places
-        fields = len(self.ownership.fields)
-        return Pooled(self.table.rows, slots_L, sample_L, piece_L, x_L, offsets_OB, samples, fields, False, False)
+        fields, table, seed = len(self.ownership.fields), self.table, self.run.config.run.seed
+        places = (sample_L, piece_L, x_L, offsets_OB)
+        return Pooled(table.rows, table.keys.ids, slots_L, *places, samples, fields, False, False, seed)
 
     def _device_shard(self, pooled: Pooled, segments: Segments | None, home: Home) -> Shard:
         empty = torch.empty(0, dtype=torch.int64, device=self.peers.device)

@@ -106,7 +106,7 @@ def curves(report: Document, rows_name: str, drawn: Scores | None, first: Markup
             parts.figure(f"Valid {name}", "at the end of each epoch", figures.epoch_curve(epochs, key, name))
         )
     if report.get("table"):
-        drawings.append(parts.figure("Table", "rows born so far, all workers", figures.table_curve(report["table"])))
+        drawings.append(parts.figure("Table", "rows over all workers", figures.table_curve(report["table"])))
     return parts.section("Figures", parts.figures(drawings)) if drawings else Markup()
 
 

@@ -44,7 +44,8 @@ class Batch:
         store = DeviceRows(self.rows.shape[1], state, self.rows.device, self.rows.dtype, chunk_bits=4)
         store.grow(SLOTS)
         store.write(0, self.rows, self.rows.new_zeros(SLOTS, state))
-        return Pooled(store, self.slots, self.sample, self.piece, self.x, self.offsets, SAMPLES, FIELDS, **wanted)
+        ids = torch.arange(SLOTS, device=self.rows.device)
+        return Pooled(store, ids, self.slots, self.sample, self.piece, self.x, self.offsets, SAMPLES, FIELDS, **wanted)
 
     def expected(self, rows: Tensor, by_field: bool, squares: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The sums by plain torch, of rows [S, K] that ask for gradients."""
@@ -164,3 +165,40 @@ def test_a_list_of_thousands_of_values(device: torch.device) -> None:
     batch = Batch(device, torch.float64, heavy=1_000 if device.type == "cpu" else 10_000)
     summed, _, _ = batch.pooled(by_field=False, squares=False).forward()
     assert torch.allclose(summed, batch.expected(batch.rows, False, False)[0])
+
+
+def halved(device: torch.device, step: int, rows: int = 1024) -> tuple[Tensor, Tensor]:
+    """Rows of 16 bits after a step of plain SGD, and what they would be in 32."""
+    from des_core.engine.device.batch import segments_of
+    from des_core.engine.device.pooling import Pooled
+    from des_core.engine.device.rows import DeviceRows
+
+    store = DeviceRows(3, 0, device, torch.float32, chunk_bits=6, half=True)
+    store.grow(rows)
+    before = torch.ones(rows, 3, device=device)
+    store.write(0, before, before[:, :0])
+    slots = torch.arange(rows, device=device)
+    offsets = torch.arange(rows + 1, device=device)
+    ones = torch.ones(rows, device=device)
+    pooled = Pooled(store, slots * 7919, slots, slots, slots * 0, ones, offsets, rows, 1, False, False)
+    summed, _, _ = pooled.with_gradients()
+    summed.sum().backward()
+    config = OptimizerConfig(name="sgd", learning_rate=1e-3)
+    pooled.update(segments_of(slots), config, step, 1e-3, torch.ones(1, dtype=torch.int32, device=device))
+    return store.read(0, rows)[0], before - 1e-3
+
+
+def test_rows_of_sixteen_bits_are_rounded_right_in_the_mean(device: torch.device) -> None:
+    found, exact = halved(device, 1)
+    assert torch.equal(found, found.bfloat16().float()), "each is a number of 16 bits"
+    # 0.999 lies between 0.99609375 and 1: to the nearest, no step would ever move it.
+    assert set(found.unique().tolist()) == {0.99609375, 1.0}
+    assert abs(float((found - exact).mean())) < 1e-4
+    assert torch.equal(found, halved(device, 1)[0]) and not torch.equal(found, halved(device, 2)[0])
+
+
+def test_rows_of_sixteen_bits_take_half_the_memory() -> None:
+    from des_core.engine.device.rows import DeviceRows
+
+    whole, half = (DeviceRows(33, 2, torch.device("cpu"), torch.float32, half=half) for half in (False, True))
+    assert half.slot_bytes <= 0.7 * whole.slot_bytes

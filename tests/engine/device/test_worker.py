@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from des_core.errors import ConfigError
 from tests.engine import tiny
 from tests.engine.group import Group
 
@@ -104,3 +105,25 @@ def test_a_loss_that_is_not_finite_is_named_and_changes_nothing(
             train(group(1), tmp_path / str(len(lines)), kernels, train={"max_steps": steps}, optimizer={"rows": rows})
         lines.append(str(caught.value).strip().splitlines()[-1])
     assert lines[0] == lines[1] and "loss is nan at step" in lines[0] and "sample " in lines[0]
+
+
+def test_rows_of_sixteen_bits_train_nearly_the_same_model(
+    group: Callable[[int], Group], on: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {"precision": "fp32"}
+    whole, half = (
+        train(group(1), tmp_path / rows, on, train=settings, table={"rows": rows}, optimizer={"rows": ADAMW})
+        for rows in ("fp32", "bf16")
+    )
+    a, b = np.array(half["logits"]), np.array(whole["logits"])
+    assert 0 < np.abs(a - b).max() < 0.05 * (1 + np.abs(b).max())
+    again = train(
+        group(1), tmp_path / "bf16", on, resume=True, train=settings | {"max_steps": 6}, table={"rows": "bf16"},
+        optimizer={"rows": ADAMW},
+    )  # fmt: skip
+    assert again["step"] == 6
+
+
+def test_rows_of_sixteen_bits_need_the_kernels(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"table.rows = 'bf16' needs train.kernels = 'triton'"):
+        tiny.config(tmp_path, table={"rows": "bf16"})
