@@ -101,6 +101,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
+            if file.startswith("tests/engine/device/"):
+                return "tests/engine/device"
             return "tests/engine" if file.startswith("tests/engine/") else file
 
     return ByFile(config, log)

@@ -78,12 +78,12 @@ def test_updates_are_plain_torchs(device: torch.device, rule: str, dtype: torch.
     rate = 1e-4 if rule == "sgd" else 0.05
     config = OptimizerConfig(name=rule, learning_rate=rate, l2=0.01, **EXTRAS.get(rule, {}))  # type: ignore[arg-type]
     zeros = state_width(rule, 5)
-    batch = Batch(device, dtype, heavy=150)
+    batch = Batch(device, dtype, heavy=70)
     rows, state = batch.rows.clone(), batch.rows.new_zeros(SLOTS, zeros)
     pooled = batch.pooled(zeros, by_field=True, squares=True)
     finite = torch.ones(1, dtype=torch.int32, device=device)
     read = batch.slots[batch.slots >= 0].unique()
-    for step in range(1, 4):
+    for step in (1, 2):
         loss_of(pooled.with_gradients()).backward()
         segments = segments_of(batch.slots)
         pooled.update(segments, config, step, rate, finite)
@@ -116,7 +116,7 @@ def test_a_row_with_many_lookups_is_the_sum_of_its_pieces(device: torch.device) 
     """In whole numbers every order has the same sum: cut into pieces, nothing is lost or counted twice."""
     from des_core.engine.device.batch import segments_of
 
-    batch = Batch(device, torch.float32, heavy=700)
+    batch = Batch(device, torch.float32, heavy=300)
     batch.x = batch.x.round()
     pooled = batch.pooled(0, by_field=False, squares=False)
     summed, _, _ = pooled.with_gradients()
@@ -136,7 +136,7 @@ def test_two_runs_have_the_same_bits(device: torch.device) -> None:
 
     results = []
     for _ in range(2):
-        batch = Batch(device, torch.float32, heavy=300)
+        batch = Batch(device, torch.float32, heavy=100)
         pooled = batch.pooled(5, by_field=True, squares=True)
         loss_of(pooled.with_gradients()).backward()
         config = OptimizerConfig(name="adagrad", learning_rate=0.1)
@@ -162,12 +162,12 @@ def test_a_batch_without_a_known_value(device: torch.device) -> None:
 
 
 def test_a_list_of_thousands_of_values(device: torch.device) -> None:
-    batch = Batch(device, torch.float64, heavy=1_000 if device.type == "cpu" else 10_000)
+    batch = Batch(device, torch.float64, heavy=400 if device.type == "cpu" else 10_000)
     summed, _, _ = batch.pooled(by_field=False, squares=False).forward()
     assert torch.allclose(summed, batch.expected(batch.rows, False, False)[0])
 
 
-def halved(device: torch.device, step: int, rows: int = 1024) -> tuple[Tensor, Tensor]:
+def halved(device: torch.device, step: int, rows: int = 512) -> tuple[Tensor, Tensor]:
     """Rows of 16 bits after a step of plain SGD, and what they would be in 32."""
     from des_core.engine.device.batch import segments_of
     from des_core.engine.device.pooling import Pooled
@@ -193,7 +193,7 @@ def test_rows_of_sixteen_bits_are_rounded_right_in_the_mean(device: torch.device
     assert torch.equal(found, found.bfloat16().float()), "each is a number of 16 bits"
     # 0.999 lies between 0.99609375 and 1: to the nearest, no step would ever move it.
     assert set(found.unique().tolist()) == {0.99609375, 1.0}
-    assert abs(float((found - exact).mean())) < 1e-4
+    assert abs(float((found - exact).mean())) < 2e-4
     assert torch.equal(found, halved(device, 1)[0]) and not torch.equal(found, halved(device, 2)[0])
 
 

@@ -25,7 +25,7 @@ def on(device: torch.device) -> dict[str, Any]:
 
 def train(group: Group, root: Path, kernels: dict[str, Any], resume: bool = False, **sections: Any) -> dict[str, Any]:
     """What worker 0 answers after a few steps."""
-    settings = {"batch": 48, "epochs": 1, "max_steps": 4, "precision": "fp64", "exchange": "sum", "shuffle": False}
+    settings = {"batch": 32, "epochs": 1, "max_steps": 3, "precision": "fp64", "exchange": "sum", "shuffle": False}
     sections["train"] = settings | sections.get("train", {}) | kernels
     config = tiny.config(root, **sections)
     dataset = tiny.store(config, rows=400)
@@ -70,12 +70,12 @@ def test_a_run_goes_on_from_the_other_kinds_checkpoint(
     group: Callable[[int], Group], on: dict[str, Any], tmp_path: Path
 ) -> None:
     sections = {"optimizer": {"rows": ADAMW}, "table": {"admit_count": 2}}
-    whole = train(group(1), tmp_path / "whole", {}, train={"max_steps": 5}, **sections)
+    whole = train(group(1), tmp_path / "whole", {}, train={"max_steps": 4}, **sections)
     for first, second in (({}, on), (on, {})):
         root = tmp_path / str(len(first))
-        train(group(1), root, first, train={"max_steps": 3}, **sections)
-        got = train(group(1), root, second, resume=True, train={"max_steps": 5}, **sections)
-        assert got["step"] == 5
+        train(group(1), root, first, train={"max_steps": 2}, **sections)
+        got = train(group(1), root, second, resume=True, train={"max_steps": 4}, **sections)
+        assert got["step"] == 4
         np.testing.assert_allclose(got["logits"], whole["logits"], rtol=1e-9, atol=1e-9)
 
 
@@ -118,10 +118,10 @@ def test_rows_of_sixteen_bits_train_nearly_the_same_model(
     a, b = np.array(half["logits"]), np.array(whole["logits"])
     assert 0 < np.abs(a - b).max() < 0.05 * (1 + np.abs(b).max())
     again = train(
-        group(1), tmp_path / "bf16", on, resume=True, train=settings | {"max_steps": 6}, table={"rows": "bf16"},
+        group(1), tmp_path / "bf16", on, resume=True, train=settings | {"max_steps": 4}, table={"rows": "bf16"},
         optimizer={"rows": ADAMW},
     )  # fmt: skip
-    assert again["step"] == 6
+    assert again["step"] == 4
 
 
 def test_rows_of_sixteen_bits_need_the_kernels(tmp_path: Path) -> None:
