@@ -80,8 +80,9 @@ class State:
 
     @property
     def past_deadline(self) -> bool:
-        """Whether the operator ended the job at its deadline, for which its conditions have a message but no reason."""
-        return self.phase == "failed" and "deadline" in self.said.lower()
+        """Whether the operator ended the job at its deadline, which the training operator tells in a message alone."""
+        ended = self.said.startswith("DeadlineExceeded") or "active longer than specified deadline" in self.said
+        return self.phase == "failed" and ended
 
 
 class Jobs(Protocol):

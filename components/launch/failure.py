@@ -30,8 +30,10 @@ def launch_error(report: dict[str, object] | None, output: str, where: str) -> D
     if reported:
         return type(reported)(f"{reported} {where}")
     # A worker that fails before it can report, in an import, has left no more than its traceback. Once the workers
-    # have met, torch puts "[rank0]: " before each line.
-    crash = re.search(r"^(?:\[rank(\d+)\]: )?(\w[\w.]*(?:Error|Exception)\b.*)$", output, re.MULTILINE)
+    # have met, torch puts "[rank0]: " before each line. torchrun's own error says no more than that there was one.
+    crash = re.search(
+        r"^(?:\[rank(\d+)\]: )?(?!torch\.distributed\.elastic)(\w[\w.]*(?:Error|Exception)\b.*)$", output, re.MULTILINE
+    )
     if crash:
         who = f"worker {crash[1]}" if crash[1] else "a worker"
         return WorkerError(f"{who} crashed ({crash[2][:200]}) {where}")

@@ -17,7 +17,7 @@ from des_core import log, storage
 from des_core.config import Config, parse_config
 from des_core.contracts import Reference
 from des_core.engine.exchange.collectives import Collectives, heartbeat
-from des_core.errors import ConfigError, DesError, PeerLostError, WorkerError, of_system
+from des_core.errors import ConfigError, DesError, OutOfMemoryError, PeerLostError, WorkerError, of_system
 from des_core.run import Day, Run, pin
 from des_core.secrets import hidden
 
@@ -91,7 +91,10 @@ def _reported(rank: int) -> Iterator[None]:
 def _failed(error: Exception, rank: int) -> int:
     """Report an error, an unexpected one with its traceback, and return the exit code."""
     known = of_system(error) if isinstance(error, OSError) else error
-    if not isinstance(known, DesError):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        reason = " ".join(str(error).split())[:200] or "the system refused it"
+        known = OutOfMemoryError(f"worker {rank} has no memory left ({reason}); give it more, or use more workers")
+    elif not isinstance(known, DesError):
         # In one piece, because other workers write to the same log.
         os.write(sys.stderr.fileno(), hidden("".join(traceback.format_exception(error))).encode())
         known = WorkerError(f"worker {rank} crashed ({type(error).__name__}: {str(error)[:200]})")

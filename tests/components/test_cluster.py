@@ -214,6 +214,11 @@ SUMMARY = ("  rank      : 1 (local_rank: 0)", "  exitcode  : -9 (pid: 11)")
             DeadlineError,
             r"job shop-\w+ ran for more than cluster.deadline_s = 86400 at step 7; .*",
         ),
+        (
+            State("failed", "PyTorchJobFailed: PyTorchJob deadline-shop is failed because 1 replica(s) failed."),
+            WorkerError,
+            r"job shop-\w+ failed \(PyTorchJobFailed: .*",
+        ),
         (State("deleted", "job x was deleted"), WorkerError, r"job x was deleted; at step 7; .*start it again"),
     ],
 )

@@ -242,3 +242,7 @@ Root Cause (first observed failure):
     assert str(launch_error(lost, summary, "here")) == "worker 3 was killed (SIGSEGV) here"
     assert str(launch_error(lost | {"code": "checkpoint"}, summary, "here")) == "worker 3 has not answered"
     assert launch_error(None, "", "here") is None
+    # torchrun's own traceback is no worker's.
+    torchruns = "Traceback ...\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n"
+    assert launch_error(None, torchruns, "here") is None
+    assert "ValueError: x" in str(launch_error(None, f"ValueError: x\n{torchruns}", "here"))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from des_core.config import Config, parse_config
+from des_core.engine import process
 from des_core.engine.process import device_of
 from des_core.errors import ConfigError
 
@@ -52,3 +53,12 @@ def test_more_workers_than_gpus(gpus: None, monkeypatch: pytest.MonkeyPatch, cap
         device_of(config("cuda"))
     assert device_of(config("auto")) == torch.device("cpu")
     assert "use=cpu" in capfd.readouterr().err
+
+
+def test_a_worker_without_memory_has_a_code_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("DES_ERROR_FILE", raising=False)
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
+        assert process._failed(error, 1) == 1
+        assert "code=out-of-memory worker=1" in capfd.readouterr().err
