@@ -31,6 +31,7 @@ from des_core.contracts import LABEL, TIME, Dataset, Reference
 from des_core.data.feed.batches import Lookups, Ownership, Stream, dense_values
 from des_core.data.feed.prefetch import Pause
 from des_core.engine.dense_layers import Home
+from des_core.engine.device.support import sent, why_not
 from des_core.engine.exchange.collectives import Collectives
 from des_core.engine.exchange.exchange import Exchange
 from des_core.engine.exchange.plan import Link, Traffic, combinations, home_edges, layout, link_of
@@ -300,7 +301,7 @@ class Worker:
             lanes=self.run.config.train.lanes,
             training=step is not None,
             total=(lambda part: part) if everywhere else partial(self.exchange.sum_over_workers, "batch norm"),
-            inputs_BM=torch.from_numpy(inputs).to(self.peers.device, self.dtype),
+            inputs_BM=sent(torch.from_numpy(inputs), self.peers.device).to(self.dtype),
         )
 
     def _slice(self, samples: int) -> tuple[int, int]:
@@ -341,7 +342,7 @@ class Worker:
     def _losses(self, logits_b: Tensor, batch: pa.Table, home: Home) -> Tensor:
         """The loss of each sample [b]."""
         labels = batch.column(LABEL).to_numpy()[home.start : home.stop]
-        labels_b = torch.from_numpy(np.array(labels)).to(logits_b)
+        labels_b = sent(torch.from_numpy(np.array(labels)), logits_b.device).to(logits_b)
         rule = binary_cross_entropy_with_logits if self.dataset.task == "click" else mse_loss
         return rule(logits_b, labels_b, reduction="none")
 
@@ -423,8 +424,6 @@ def worker_of(run: Run, peers: Collectives) -> Worker:
     """The worker that the config asks for, as far as the device allows it."""
     if run.config.train.kernels == "torch":
         return Worker(run, peers)
-    from des_core.engine.device.support import why_not
-
     reason = why_not(peers.device)
     if reason:
         if run.config.table.rows == "bf16":

@@ -37,7 +37,7 @@ class Segments:
 
     def record(self, keys: DeviceKeys, step: int) -> None:
         """Count the lookups of each row at a step."""
-        step_1 = torch.tensor([step], dtype=torch.int32, device=self.order_L.device)
+        step_1 = torch.full((1,), step, dtype=torch.int32, device=self.order_L.device)
         row_kernels.record_lookups[grid(len(self.slots_U))](
             self.slots_U, self.first_U, self.begin_P, self.sizes_2, keys.counts, keys.last, self.previous_U, step_1,
             BLOCK=BLOCK,

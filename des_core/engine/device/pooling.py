@@ -23,6 +23,7 @@ from des_core.data.read.hashing import splitmix64
 from des_core.engine.device import row_kernels
 from des_core.engine.device.batch import Segments
 from des_core.engine.device.rows import DeviceRows
+from des_core.engine.device.support import sent
 from des_core.engine.device.table import grid, kernel_type, seed_key, signed
 from des_core.engine.weights.optimizer import rule_numbers
 
@@ -103,7 +104,7 @@ class Pooled:
             rows.bases, *self.gradients, sums_PK, self.fields, **self.shape, BY_FIELD=self.by_field,
             SQUARES=self.squares, BLOCK=row_kernels.ROWS,
         )  # fmt: skip
-        numbers = torch.tensor(rule_numbers(config, rows.width, step, rate), dtype=rows.dtype, device=rows.device)
+        numbers = sent(torch.tensor(rule_numbers(config, rows.width, step, rate), dtype=rows.dtype), rows.device)
         row_kernels.update_rows[grid(lookups, row_kernels.ROWS)](
             segments.slots_U, segments.first_U, sums_PK, segments.sizes_2, finite, numbers, rows.bases, rows.states,
             self.ids_S, self._draw_key(step, 0x726F756E64), RULE=RULES[config.name], Z=rows.state_width,
@@ -121,7 +122,7 @@ class Pooled:
     def _draw_key(self, step: int, purpose: int) -> Tensor:
         """The key of a step's draws, by which rows of 16 bits are rounded."""
         word = int(splitmix64(np.uint64(seed_key(self.seed, purpose) ^ step)))
-        return torch.tensor([signed(word)], device=self.rows.device)
+        return torch.full((1,), signed(word), dtype=torch.int64, device=self.rows.device)
 
 
 class _Pool(Function):

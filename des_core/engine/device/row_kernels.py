@@ -22,9 +22,13 @@ SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL = 0, 1, 2, 3, 4
 
 
 @triton.jit
-def records(bases, slot, active, STRIDE: tl.constexpr, SHIFT: tl.constexpr, KIND: tl.constexpr):
+def records(bases, slot, active, STRIDE: tl.constexpr, SHIFT: tl.constexpr, KIND: tl.constexpr, WHOLE: tl.constexpr):
     """Addresses of the records of slots, whose numbers are of some kind."""
     chunk = tl.load(bases + (slot >> SHIFT), mask=active, other=0).to(tl.pointer_type(KIND))
+    if WHOLE:
+        # Rows begin at multiples of 16 bytes: without the hint each number would be a load of its own. Their state,
+        # which follows a row of any width, does not.
+        chunk = tl.multiple_of(chunk, 16)
     return chunk + (slot & ((1 << SHIFT) - 1)) * STRIDE
 
 
@@ -52,6 +56,8 @@ def pool_forward(
     ROW: tl.constexpr, BY_FIELD: tl.constexpr, SQUARES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums [B, K], vectors [B, O, k] and squares [B]: as pool of weights/pooling.py."""
+    # Whole vectors of 16 bytes are read, and what is not of the row is dropped.
+    WHOLE: tl.constexpr = (K * ROW.primitive_bitwidth + 127) // 128 * 128 // ROW.primitive_bitwidth
     b = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = b < samples
     column = tl.arange(0, WIDE)
@@ -65,9 +71,9 @@ def pool_forward(
             slot = tl.load(slots_L + at, mask=at < stop, other=-1).to(tl.int64)
             known = (at < stop) & (slot >= 0)
             x = tl.load(x_L + at, mask=known, other=0)
-            record = records(bases, slot, known, STRIDE, SHIFT, ROW)
-            row = tl.load(record[:, None] + column[None, :], mask=known[:, None] & (column < K)[None, :], other=0)
-            scaled = row.to(DTYPE) * x[:, None]
+            record = records(bases, slot, known, STRIDE, SHIFT, ROW, True)
+            row = tl.load(record[:, None] + column[None, :], mask=known[:, None] & (column < WHOLE)[None, :], other=0)
+            scaled = tl.where((column < K)[None, :], row.to(DTYPE), 0) * x[:, None]
             vector += scaled
             if SQUARES:
                 v = tl.where((column >= 1)[None, :], scaled, 0)
@@ -140,8 +146,11 @@ def sum_pieces(
     ROW: tl.constexpr, BY_FIELD: tl.constexpr, SQUARES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of each piece's row from the piece's lookups, in their order."""
+    pieces = tl.load(sizes + 1)
+    if tl.program_id(0) * BLOCK >= pieces:
+        return
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    active = p < tl.load(sizes + 1)
+    active = p < pieces
     at = tl.load(begin_P + p, mask=active, other=0)
     stop = tl.load(begin_P + p + 1, mask=active, other=0)
     column = tl.arange(0, WIDE)
@@ -167,7 +176,7 @@ def sum_pieces(
             d_norm += 2 * x * x * tl.load(d_squares_B + b, mask=going, other=0)
         at += 1
     if SQUARES:
-        record = records(bases, slot, active, STRIDE, SHIFT, ROW)
+        record = records(bases, slot, active, STRIDE, SHIFT, ROW, True)
         row = tl.load(record[:, None] + column[None, :], mask=active[:, None] & factor, other=0)
         total += d_norm[:, None] * row.to(DTYPE)
     tl.store(
@@ -182,15 +191,18 @@ def decay_rows(
     ROW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Multiply rows by the decay that they have missed."""
+    rows = tl.load(sizes)
+    if tl.program_id(0) * BLOCK >= rows:
+        return
     u = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    active = u < tl.load(sizes)
+    active = u < rows
     slot = tl.load(slots_U + u, mask=active, other=0)
     column = tl.arange(0, WIDE)
     both = active[:, None] & (column < K)[None, :]
-    place = records(bases, slot, active, STRIDE, SHIFT, ROW)[:, None] + column[None, :]
+    place = records(bases, slot, active, STRIDE, SHIFT, ROW, True)[:, None] + column[None, :]
     factor = tl.load(factors_U + u, mask=active, other=1).to(DTYPE)
-    rows = tl.load(place, mask=both, other=0).to(DTYPE) * factor[:, None]
-    store_rows(place, rows, both, tl.load(ids_S + slot, mask=active, other=0), tl.load(key), column, ROW)
+    row = tl.load(place, mask=both, other=0).to(DTYPE) * factor[:, None]
+    store_rows(place, row, both, tl.load(ids_S + slot, mask=active, other=0), tl.load(key), column, ROW)
 
 
 @triton.jit
@@ -203,8 +215,11 @@ def update_rows(
 
     ``numbers`` are those that the CPU's kernels take, on the device: they change with the step.
     """
+    rows = tl.load(sizes) * tl.load(finite)
+    if tl.program_id(0) * BLOCK >= rows:
+        return
     u = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    active = u < tl.load(sizes) * tl.load(finite)
+    active = u < rows
     slot = tl.load(slots_U + u, mask=active, other=0)
     at = tl.load(first_U + u, mask=active, other=0)
     stop = tl.load(first_U + u + 1, mask=active, other=0)
@@ -216,8 +231,8 @@ def update_rows(
         going = active & (at < stop)
         g += tl.load(sums_PK + at[:, None] * K + column[None, :], mask=going[:, None] & inside, other=0)
         at += 1
-    place = records(bases, slot, active, STRIDE, SHIFT, ROW)[:, None] + column[None, :]
-    held = records(states, slot, active, STATE_STRIDE, SHIFT, DTYPE)
+    place = records(bases, slot, active, STRIDE, SHIFT, ROW, True)[:, None] + column[None, :]
+    held = records(states, slot, active, STATE_STRIDE, SHIFT, DTYPE, False)
     state_place = held[:, None] + column[None, :]
     row = tl.load(place, mask=both, other=0).to(DTYPE)
     rate, l2 = tl.load(numbers), tl.load(numbers + 1)

@@ -20,6 +20,12 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on a device of a tensor of the host, for which the host does not wait."""
+    # A copy from memory that is not pinned, torch.tensor(.., device=..) too, waits for all that runs there.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def why_not(device: torch.device) -> str:
     """Why the kernels cannot run on a device; empty if they can."""
     if find_spec("triton") is None:

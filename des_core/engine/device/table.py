@@ -28,6 +28,10 @@ from des_core.engine.weights.index import MAX_LOAD, capacity_for
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BLOCK = id_kernels.BLOCK
+MOST_SLOTS = (1 << 31) - 1
+"""Lookups are sorted by slot in 32 bits with a sign, of which the largest number is no row."""
+AHEAD = 4
+"""Batches of new ids that there is room for after a growth: more than can pass before the host knows how many came."""
 _WORD = (1 << 64) - 1
 
 
@@ -57,12 +61,17 @@ class DeviceKeys:
         self._device = device
         self.capacity = capacity_for(0)
         self.entries = self._new_entries()
-        self.room = 0
+        # Never none, so that slot 0 can be read in place of no slot.
+        self.room = 1
         kinds = (torch.int64, torch.int32, torch.int32, torch.int32)
-        self.columns = [torch.zeros(0, dtype=kind, device=device) for kind in kinds]
+        self.columns = [torch.zeros(1, dtype=kind, device=device) for kind in kinds]
         self.used_1 = torch.zeros(1, dtype=torch.int64, device=device)
         self.bound = 0
         """Slots in use are no more than this; known without waiting for the device."""
+        on_gpu = device.type == "cuda"
+        self._known_1 = torch.zeros(1, dtype=torch.int64, pin_memory=on_gpu)
+        self._copied = torch.cuda.Event() if on_gpu else None
+        self._asked, self._since = False, 0
 
     @property
     def ids(self) -> Tensor:
@@ -100,22 +109,36 @@ class DeviceKeys:
         ids, tables, counts, last = (column[: self.used].cpu().numpy() for column in self.columns)
         return ids, tables.astype(np.uint16), counts.view(np.uint32), last.view(np.uint32)
 
-    def make_room(self, more: int) -> bool:
-        """Room for ``more`` new ids; whether any array is another one now."""
-        if self.bound + more <= min(self.room, int(MAX_LOAD * self.capacity)):
-            self.bound += more
-            return False
-        # Only now is it worth to wait for the exact number.
-        wanted = self.used + more
-        capacity = capacity_for(wanted)
+    def ask_used(self) -> None:
+        """Start to copy the number of slots in use to the host, where ``make_room`` finds it later."""
+        if not self._asked:
+            self._known_1.copy_(self.used_1, non_blocking=True)
+            if self._copied is not None:
+                self._copied.record()
+            self._asked, self._since = True, 0
+
+    def make_room(self, more: int) -> None:
+        """Room for ``more`` new ids."""
+        if self._asked and (self._copied is None or self._copied.query()):
+            self.bound = min(self.bound, int(self._known_1) + self._since)
+            self._asked = False
+        self._since += more
+        if self.bound + more > min(self.room, int(MAX_LOAD * self.capacity)):
+            # Only now is it worth to wait for the exact number.
+            self._grow(self.used, more)
+        self.bound += more
+
+    def _grow(self, used: int, more: int) -> None:
+        capacity_for(used + more, MOST_SLOTS)
+        wanted = min(used + AHEAD * more, MOST_SLOTS)
         if wanted > self.room:
-            self.room = max(wanted, self.room // 4 * 5, 1 << 12)
-            self.columns = [_longer(column, self.room) for column in self.columns]
-        if capacity > self.capacity:
-            self.capacity = capacity
+            self.room = max(wanted, min(self.room // 4 * 5, MOST_SLOTS), 1 << 12)
+            for number in range(len(self.columns)):
+                # One by one, so that no more than one is held twice.
+                self.columns[number] = _longer(self.columns[number], self.room)
+        if capacity_for(wanted) > self.capacity:
+            self.capacity = capacity_for(wanted)
             self.rebuild()
-        self.bound = wanted
-        return True
 
     def rebuild(self) -> None:
         """The index anew from the ids."""
@@ -212,6 +235,8 @@ class DeviceTable:
             piece_L, table_O: place of the lookup's field, and the field's table.
         """
         keys, lookups = self.keys, len(ids_L)
+        if not lookups:
+            return torch.empty_like(ids_L)
         keys.make_room(lookups)
         self.rows.grow(keys.bound)
         slots_L = keys.find(ids_L, mine_L)
@@ -224,13 +249,14 @@ class DeviceTable:
         id_kernels.claim_new[grid(lookups)](
             ids_L, mine_L, slots_L, seats_T, seat_L, first_T, count_T, lookups, places, BLOCK=BLOCK
         )
-        step_1 = torch.tensor([step], dtype=torch.int32, device=self._device)
+        step_1 = torch.full((1,), step, dtype=torch.int32, device=self._device)
         admitted_L, before_L = self._admit(ids_L, piece_L, table_O, seat_L, first_T, count_T, step, step_1)
         rank_L = admitted_L.cumsum(0)
         self._insert(keys, ids_L, piece_L, table_O, admitted_L, rank_L, before_L, seat_L, slot_T, step_1)
         new_1 = rank_L[-1:]
         self._make_rows(new_1, lookups)
         keys.used_1 += new_1
+        keys.ask_used()
         self._born += new_1
         id_kernels.slots_of_new[grid(lookups)](seat_L, slot_T, slots_L, lookups, BLOCK=BLOCK)
         return slots_L
@@ -250,7 +276,7 @@ class DeviceTable:
         lookups, admitted_L = len(ids_L), torch.empty(len(ids_L), dtype=torch.int32, device=self._device)
         if self._settings.admit_count == 1:
             coin = int(splitmix64(np.uint64(seed_key(self._seed, 0x636F696E) ^ step)))
-            key = torch.tensor([signed(coin)], device=self._device)
+            key = torch.full((1,), signed(coin), dtype=torch.int64, device=self._device)
             id_kernels.admit_by_coin[grid(lookups)](
                 ids_L, seat_L, first_T, admitted_L, lookups, key, self._probability, BLOCK=BLOCK
             )
@@ -270,6 +296,7 @@ class DeviceTable:
         slot_T = torch.full_like(first_T, -1, dtype=torch.int64)
         self._insert(waiting, ids_L, piece_L, table_O, enters_L, rank_L, None, seat_L, slot_T, step_1)
         waiting.used_1 += rank_L[-1:]
+        waiting.ask_used()
         waiting_L = torch.where(enters_L != 0, slot_T[seat], waiting_L)
         id_kernels.wait_longer[grid(lookups)](
             first_L.to(torch.int32), admitted_L, waiting_L, seat_L, count_T, before_L, waiting.counts, waiting.last,

@@ -35,15 +35,15 @@ _ONE = np.uint64(1)
 _NONE = np.uint64(0)
 
 
-def capacity_for(slots: int) -> int:
-    """The least power of two that holds ``slots`` at the maximum load.
+def capacity_for(slots: int, most: int = MOST_SLOTS) -> int:
+    """The least power of two that holds ``slots``, ``most`` at the most, at the maximum load.
 
     Raises:
         UserError: they are more than one index takes.
     """
-    if slots > MOST_SLOTS:
+    if slots > most:
         raise UserError(
-            f"a worker would hold {slots:,} rows, and its index takes {MOST_SLOTS:,}; use more workers, or bound the "
+            f"a worker would hold {slots:,} rows, and its index takes {most:,}; use more workers, or bound the "
             "rows by table.max_rows or table.admit_count"
         )
     return max(1024, 1 << int(np.ceil(np.log2(max(slots, 1) / MAX_LOAD))))

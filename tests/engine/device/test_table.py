@@ -158,6 +158,77 @@ def test_a_checkpoint_goes_from_one_to_the_other_and_back(device: torch.device) 
         assert_equal(cpu_again, other_again)
 
 
+@pytest.mark.parametrize("admit_count", [1, 2])
+def test_a_batch_without_a_lookup_changes_nothing(device: torch.device, admit_count: int) -> None:
+    """As where all lists of a batch are empty."""
+    from des_core.engine.device.batch import segments_of
+
+    _, other = both(device, admit_count=admit_count)
+    none = torch.zeros(0, dtype=torch.int64, device=device)
+    for number, ids in enumerate((none, torch.arange(9, device=device), none), 1):
+        mine = torch.ones(len(ids), dtype=torch.int8, device=device)
+        slots_L = other.look_up(ids, mine, ids % TABLES, torch.arange(TABLES, device=device), number)
+        assert len(slots_L) == len(ids)
+        segments = segments_of(slots_L)
+        segments.record(other.keys, number)
+        assert segments.sizes_2.tolist() == ([9, 9] if len(ids) and admit_count == 1 else [0, 0])
+    assert other.used == (9 if admit_count == 1 else 0)
+
+
+class Late:
+    """An event of a copy that is there at every second question."""
+
+    asked = 0
+
+    def record(self) -> None: ...
+
+    def query(self) -> bool:
+        self.asked += 1
+        return self.asked % 2 == 0
+
+
+@pytest.mark.parametrize("room", [0, 2771, 2800, 3000])
+def test_a_table_that_grows_no_more_waits_for_nothing(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """However little room is left, it is asked once how many rows there are, and rows that never come take none."""
+    from des_core.engine.device.table import DeviceKeys
+
+    waits = []
+    used = DeviceKeys.used.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(DeviceKeys, "used", property(lambda keys: waits.append(1) or used(keys)))
+    keys = DeviceKeys(device)
+    keys._copied = Late()  # type: ignore[assignment]
+    keys.make_room(2600)
+    keys.used_1.fill_(2600)
+    keys.bound, keys.room = 2600, room or keys.room
+    keys.columns = [column[: keys.room] for column in keys.columns]
+    waits.clear()
+    bounds = []
+    for _ in range(60):
+        keys.make_room(170)
+        bounds.append(keys.bound)
+        keys.ask_used()
+    assert len(waits) <= 2
+    assert max(bounds) <= 2600 + 4 * 170
+
+
+def test_new_rows_always_have_room(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while the host does not know yet how many came in the last batches."""
+    from des_core.engine.device.table import DeviceKeys
+
+    # No id is written here, and ids that are all the same take long to enter.
+    monkeypatch.setattr(DeviceKeys, "rebuild", lambda keys: None)
+    keys = DeviceKeys(device)
+    keys._copied = Late()  # type: ignore[assignment]
+    for number in range(1, 41):
+        keys.make_room(170)
+        keys.used_1 += 170
+        assert 170 * number <= keys.bound <= len(keys.ids)
+        assert keys.bound <= index.MAX_LOAD * keys.capacity
+        keys.ask_used()
+
+
 def test_a_device_without_room_says_what_would_fit() -> None:
     from des_core.engine.device.rows import DeviceRows
     from des_core.errors import UserError
@@ -177,8 +248,9 @@ def test_more_rows_than_an_index_takes_are_refused(device: torch.device) -> None
     from des_core.errors import UserError
 
     keys = DeviceKeys(device)
-    keys.used_1.fill_(index.MOST_SLOTS - 5)
-    with pytest.raises(UserError, match="its index takes"):
+    # A slot beyond would be a negative number where lookups are sorted.
+    keys.used_1.fill_(2**31 - 6)
+    with pytest.raises(UserError, match="its index takes 2,147,483,647"):
         keys.make_room(10)
 
 
