@@ -45,8 +45,9 @@ def test_update() -> None:
 
 
 def test_checkpoint() -> None:
-    (event,) = filter(None, map(parse_event, bench("checkpoint.py", "--rows", "30000")))
-    assert event["rows"] == event["loaded"] == "30000" and float(event["mb"]) > 30_000 * 90 / 1e6
+    whole, delta, load = filter(None, map(parse_event, bench("checkpoint.py", "--rows", "30000")))
+    assert whole["rows"] == load["rows"] == "30000" and float(whole["mb"]) > 30_000 * 84 / 1e6
+    assert 200 < int(delta["rows"]) < 400 and float(load["read_share"]) < 1.1
 
 
 def test_train() -> None:

@@ -23,6 +23,7 @@ import torch
 from pydantic import ValidationError
 
 from des_core import log, metrics, storage
+from des_core.checkpoint import manifest as manifests
 from des_core.contracts import FILE, GROUP, LABEL, ROW, TIME, Reference
 from des_core.data.feed.batches import Stream, sample_ids
 from des_core.data.feed.prefetch import ahead
@@ -32,7 +33,7 @@ from des_core.engine.exchange.plan import Link, Traffic, home_edges
 from des_core.engine.process import main
 from des_core.engine.training_report import added, training_report
 from des_core.engine.training_state import MEASURED, TrainingState, find_checkpoint
-from des_core.engine.weights import checkpoint
+from des_core.engine.weights.saving import Saver
 from des_core.engine.worker import NotFinite, Ready, StepPause, worker_of
 from des_core.errors import NotFiniteError
 from des_core.run import Run
@@ -53,6 +54,7 @@ class Trainer:
         extra = (TIME,) if run.config.table.idle_days else ()
         self.stream = self.worker.stream("train", extra, shuffle=run.config.train.shuffle)
         self.at = TrainingState()
+        self._saver = Saver(run.checkpoints, peers)
         self._truth: dict[str, Any] | None = None
         self._window: list[float] = []
         self._said = 0.0
@@ -68,8 +70,11 @@ class Trainer:
             CheckpointError: there is none that fits.
         """
         reference = find_checkpoint(self.run, self.worker)
-        loaded = self.worker.load(reference).trainer
-        self.at = self._progress(loaded, checkpoint.measured(reference))
+        manifest = self.worker.load(reference)
+        self.at = self._progress(manifest.trainer, manifests.measured(reference))
+        if manifests.run_folder(reference) == self.run.checkpoints:
+            # Another run may delete its own at any time.
+            self._saver.goes_on_from(reference, manifest)
         self._window = list(self.at.window)
         self.worker.table.admitted, self.worker.table.evicted = (
             count if self.peers.rank == 0 else 0 for count in (self.at.admitted, self.at.evicted)
@@ -95,12 +100,32 @@ class Trainer:
         manifest, fresh = self.worker.warm_start(champion, set(self.run.day.kept))
         its = TrainingState.model_validate(manifest.trainer)
         self.at = TrainingState(step=its.step, first_step=its.step, days=its.days, fresh=fresh)
+        if not fresh:
+            self._saver.goes_on_from(champion, manifest)
         if self.peers.rank == 0:
             told = {"fresh": ", ".join(fresh)} if fresh else {}
             log.emit("warm_start", checkpoint=champion.uri, step=its.step, **told, to=sys.stdout)
 
     def train(self) -> None:
         """Train to the end and write training.json."""
+        try:
+            self._train()
+        except BaseException:
+            self._saver.abandon()
+            raise
+        self._saver.finish()
+        settings = self.run.config.train
+        best = self.at.best_step if settings.keep == "best" and settings.early_stop != "none" else None
+        if best is not None and not storage.exists(self._manifest(best)):
+            # Its save failed, and was said to; the weights of the last step are what there is.
+            log.emit("best_lost", step=best, instead=self.at.step, to=sys.stdout)
+            best = None
+        kept = manifests.reference(self._manifest(best))
+        report = training_report(self.worker, self.at, kept, self._saver.spent)
+        if report is not None:
+            storage.write_json(self.run.path("training.json"), report)
+
+    def _train(self) -> None:
         self._settle()
         while not self.at.done and self.at.epoch < self._epochs and not self._stopped:
             if self._epoch():
@@ -110,13 +135,9 @@ class Trainer:
                 # Stopped inside an epoch: what goes on from here must not know of this validation.
                 self._save()
                 self._judge_stop()
-        settings = self.run.config.train
-        best = self.at.best_step if settings.keep == "best" and settings.early_stop != "none" else None
+        self._saver.settle()
         if not storage.exists(self._manifest(None)):
             self._save()
-        report = training_report(self.worker, self.at, checkpoint.reference(self._manifest(best)))
-        if report is not None:
-            storage.write_json(self.run.path("training.json"), report)
 
     def _settle(self) -> None:
         """The plan: the one this run began with on as many workers, else the cheapest over the link as it is."""
@@ -350,7 +371,7 @@ class Trainer:
         self.at = at.model_copy(update={"valid": [*at.valid, entry], "best_step": best})
 
     def _save(self) -> None:
-        """Write a checkpoint with all workers; older ones go, but for the best."""
+        """Begin to write a checkpoint with all workers; when it is there, older ones go, but for the best."""
         self._take_ledger()
         size = self._table_size()
         table = {name: round(size[name]) for name in ("admitted", "evicted")}
@@ -364,15 +385,12 @@ class Trainer:
             ),
         }
         measured = self.at.model_dump(mode="json", include=MEASURED)
-        worker, folder = self.worker, self.run.checkpoints
-        uri = checkpoint.save(folder, self.peers, worker.table, worker.model, worker.dense, head, measured)
-        if self.peers.rank == 0:
-            checkpoint.prune(folder, {uri, self._manifest(self.at.best_step)})
-            log.emit("checkpoint", step=self.at.step, to=sys.stdout)
+        worker, best = self.worker, self._manifest(self.at.best_step)
+        self._saver.begin(worker.table, worker.model, worker.dense, head, measured, keep=lambda uri: {uri, best})
 
     def _manifest(self, step: int | None) -> str:
         """Address of the manifest of a step's checkpoint; of the present step without one."""
-        return checkpoint.manifest_uri(self.run.checkpoints, self.at.step if step is None else step)
+        return manifests.manifest_uri(self.run.checkpoints, self.at.step if step is None else step)
 
     def _take_ledger(self) -> None:
         """Move the ledger's sums, their mean over workers, into the loop's state."""
@@ -398,7 +416,7 @@ def train(run: Run, peers: Collectives, resume: bool) -> None:
     trainer = Trainer(run, peers)
     # Where torchrun may start workers again, each start goes on from what there is.
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
-    if resume or (restarts and checkpoint.last(run.checkpoints) is not None):
+    if resume or (restarts and manifests.last(run.checkpoints) is not None):
         trainer.resume()
     elif run.champion_checkpoint is not None:
         trainer.warm_start(run.champion_checkpoint)

@@ -23,18 +23,26 @@ def added(sums: dict[str, float], more: dict[str, float]) -> dict[str, float]:
     return {line: sums.get(line, 0.0) + more.get(line, 0.0) for line in sums | more}
 
 
-def training_report(worker: Worker, at: TrainingState, best: Reference) -> dict[str, Any] | None:
+def training_report(
+    worker: Worker, at: TrainingState, best: Reference, spent: dict[str, float]
+) -> dict[str, Any] | None:
     """The content of training.json on worker 0, None elsewhere; all workers call it.
 
     Args:
         at: where training ended.
         best: the checkpoint with the weights to evaluate.
+        spent: on this worker's checkpoints (``Saver.spent``).
     """
     peers = worker.peers
     peak = torch.zeros(peers.workers, dtype=torch.float64, device=peers.device)
     peak[peers.rank] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    sums = torch.tensor([*spent.values(), float(worker.read_bytes)], dtype=torch.float64, device=peers.device)
     with peers.uncounted():
         peak = peers.all_reduce({"peak": peak})["peak"]
+        *totals, read_bytes = peers.all_reduce({"checkpoints": sums})["checkpoints"].tolist()
+    checkpoints = dict(zip(spent, totals, strict=True)) | {"read_bytes": read_bytes}
+    for name in ("saves", "pause_s", "write_s"):
+        checkpoints[name] /= peers.workers
     if peers.rank:
         return None
     exchange = {
@@ -58,6 +66,7 @@ def training_report(worker: Worker, at: TrainingState, best: Reference) -> dict[
         "profile": worker.profile.ms_per_step(),
         "plan": worker.plan.chosen | {"placement": balances(worker.dataset, worker.placement, worker.plan)},
         "checkpoint": str(best),
+        "checkpoints": checkpoints,
     }
 
 

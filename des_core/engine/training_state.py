@@ -6,8 +6,8 @@ import os
 from typing import Any
 
 from des_core import log, storage
+from des_core.checkpoint import manifest as manifests
 from des_core.contracts import Record, Reference
-from des_core.engine.weights import checkpoint
 from des_core.engine.worker import Worker
 from des_core.errors import CheckpointError, DesError
 from des_core.run import Run
@@ -62,7 +62,7 @@ def find_checkpoint(run: Run, worker: Worker) -> Reference:
     Raises:
         CheckpointError: none; where only others are there, how the newest of them differs.
     """
-    own = checkpoint.last(run.checkpoints)
+    own = manifests.last(run.checkpoints)
     if own is not None:
         return own
     root = storage.join(run.config.storage.root, "checkpoints")
@@ -70,10 +70,10 @@ def find_checkpoint(run: Run, worker: Worker) -> Reference:
     other: Reference | None = None
     for name in storage.list_folder(root):
         try:
-            reference = checkpoint.last(storage.join(root, name))
+            reference = manifests.last(storage.join(root, name))
             if reference is None:
                 continue
-            manifest = checkpoint.Manifest.load(reference)
+            manifest = manifests.read(reference)
         except DesError as error:
             # A neighbour's: this run does without it.
             if int(os.environ.get("RANK", "0")) == 0:
@@ -86,5 +86,5 @@ def find_checkpoint(run: Run, worker: Worker) -> Reference:
     if found:
         return max(found, key=lambda pair: pair[0])[1]
     if other is not None:
-        checkpoint.read_manifest(other, worker.shape)
+        manifests.read(other, worker.shape)
     raise CheckpointError(f"no checkpoint of this config and data under {root}; train without --resume")

@@ -26,6 +26,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from des_core import log
+from des_core.checkpoint import manifest as manifests
+from des_core.checkpoint.manifest import Manifest, Shape
 from des_core.config import Config
 from des_core.contracts import LABEL, TIME, Dataset, Reference
 from des_core.data.feed.batches import Lookups, Ownership, Stream, dense_values
@@ -39,7 +41,7 @@ from des_core.engine.exchange.row_routing import RowRouting, route_rows
 from des_core.engine.lookup import known_only, shard_of
 from des_core.engine.operators import Shard
 from des_core.engine.profile import Profile
-from des_core.engine.weights import checkpoint, index
+from des_core.engine.weights import index, saving
 from des_core.engine.weights.optimizer import Decay, DenseRule, apply, state_width
 from des_core.engine.weights.table import StagedBatch, Table
 from des_core.errors import ConfigError, NotFiniteError
@@ -110,6 +112,8 @@ class Worker:
         self._sent = np.zeros(2)
         self.steps = 0
         """Steps that the weights have seen."""
+        self.read_bytes = 0
+        """Bytes of rows that were read from a checkpoint."""
         self.choose_plan()
 
     def _make_table(self, config: Config, zeros: int) -> Table:
@@ -126,40 +130,41 @@ class Worker:
         self.exchange = Exchange(self.plan, self.peers)
 
     @property
-    def shape(self) -> checkpoint.Shape:
+    def shape(self) -> Shape:
         """What a checkpoint must have been written for."""
-        return checkpoint.Shape(
+        return Shape(
             **self.run.config.weights_form,
             fields=tuple(field.name for field in self.dataset.fields),
             tables=tuple(self.placement.tables),
         )
 
-    def load(self, reference: Reference) -> checkpoint.Manifest:
+    def load(self, reference: Reference) -> Manifest:
         """Take over a checkpoint's weights and optimizer state."""
-        manifest = checkpoint.read_manifest(reference, self.shape)
-        checkpoint.load_rows(reference, manifest, self.table, self.placement.owner_TH, self.peers.rank)
-        checkpoint.load_dense(reference, manifest, self.model, self.dense)
+        manifest = manifests.read(reference, self.shape)
+        owner_TH, rank = self.placement.owner_TH, self.peers.rank
+        self.read_bytes = saving.load_rows(reference, manifest, self.table, owner_TH, rank)
+        saving.load_dense(reference, manifest, self.model, self.dense)
         self.decay = Decay(manifest.trainer["decays"])
         self.steps = manifest.trainer["step"]
         return manifest
 
-    def warm_start(self, reference: Reference, kept: set[str]) -> tuple[checkpoint.Manifest, list[str]]:
+    def warm_start(self, reference: Reference, kept: set[str]) -> tuple[Manifest, list[str]]:
         """Take over a champion's weights and state, as far as they fit: its manifest, and what starts fresh instead.
 
         Args:
             kept: fields that mean the same to both.
         """
-        manifest = checkpoint.Manifest.load(reference)
-        checkpoint.check_format(reference, manifest)
+        manifest = manifests.read(reference)
         its, rank = manifest.shape, self.peers.rank
         changed = {field.table for field in self.dataset.row_fields if field.name not in kept}
         fresh = [f"rows of {table}" for table in self.placement.tables if table in changed or table not in its.tables]
         names = {table: number for number, table in enumerate(self.placement.tables) if table not in changed}
         taken = np.array([names.get(table, -1) for table in its.tables], np.int64)
-        checkpoint.load_rows(reference, manifest, self.table, self.placement.owner_TH, rank, taken)
+        owner_TH = self.placement.owner_TH
+        self.read_bytes = saving.load_rows(reference, manifest, self.table, owner_TH, rank, taken)
         self.decay, self.steps = Decay(manifest.trainer["decays"]), manifest.trainer["step"]
         if its.fields == self.shape.fields and not fresh and kept >= set(its.fields):
-            checkpoint.load_dense(reference, manifest, self.model, self.dense)
+            saving.load_dense(reference, manifest, self.model, self.dense)
         else:
             fresh.append("dense layers")
         return manifest, fresh
@@ -400,6 +405,7 @@ class Worker:
         if (found_U < 0).any():
             seen = slots_U >= 0
             slots_U, gradient_UK, rows_UK = slots_U[seen], gradient_UK[seen], rows_UK[seen]
+        self.table.keep(found_U)
         rule, rows_SK = self.run.config.optimizer.rows, self.table.rows_SK
         if self.decay.pieces:
             rows_SK.index_copy_(0, slots_U, rows_UK.detach())

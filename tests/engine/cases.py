@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from des_core import storage
+from des_core.checkpoint import manifest as manifests
+from des_core.checkpoint.blocks import BlockWriter
 from des_core.config import parse_config
 from des_core.contracts import Reference
 from des_core.engine.evaluator import evaluate, predict
@@ -29,7 +32,7 @@ from des_core.engine.operators.fwfm import FieldWeightedMachine
 from des_core.engine.operators.inner_product import InnerProducts
 from des_core.engine.operators.lr import Linear
 from des_core.engine.trainer import Trainer
-from des_core.engine.weights import checkpoint
+from des_core.engine.weights import saving
 from des_core.run import Run, pin
 
 
@@ -44,21 +47,36 @@ def train(
     resume: bool = False,
     dump: bool = False,
     unpruned: bool = False,
+    deltas: bool = False,
+    full_disk_at: int = 0,
 ) -> dict[str, Any]:
     """Train to the end; on worker 0 the last weights' test logits; dumped, the rows owned here by id.
 
     Args:
         unpruned: keep all checkpoints.
+        deltas: every checkpoint that can be a delta is one.
+        full_disk_at: the last worker cannot write its rows at this step's checkpoint.
     """
     peers.ledger.clear()
     trainer = Trainer(_run(config, dataset), peers)
     if resume:
         trainer.resume()
-    prune = checkpoint.prune
+    prune, share, add_rows = manifests.prune, saving.DELTA_SHARE, BlockWriter.add_rows
+
+    def no_room(writer: BlockWriter, *block: Any) -> None:
+        if f"{full_disk_at:010d}" in writer._folder and peers.rank == peers.workers - 1:
+            raise OSError(errno.ENOSPC, "No space left on device", writer._folder)
+        add_rows(writer, *block)
+
     if unpruned:
-        checkpoint.prune = lambda folder, keep: None
+        manifests.prune = lambda folder, keep: None
+    if deltas:
+        saving.DELTA_SHARE = 1e9
+    if full_disk_at:
+        BlockWriter.add_rows = no_room  # type: ignore[method-assign]
     trainer.train()
-    checkpoint.prune = prune
+    manifests.prune, saving.DELTA_SHARE = prune, share
+    BlockWriter.add_rows = add_rows  # type: ignore[method-assign]
     scores = torch.from_numpy(predict(trainer.worker, "test"))
     table = trainer.worker.table
     answer = {"logits": torch.logit(scores).tolist(), "rows": table.used, "step": trainer.at.step}
@@ -69,13 +87,13 @@ def train(
 
 
 def slow_save(peers: Collectives, config: str, dataset: str, seconds: float) -> None:
-    """Train to the end, worker 1's list of files being late, and a stale one in its place."""
+    """Train to the end, worker 1's marker being late, and a stale one in its place."""
     run = _run(config, dataset)
     real = storage.write_json
 
     def late(uri: str, value: Any) -> str:
-        if uri.endswith("worker-00001.json"):
-            real(uri, {"rows-00001.npy": "0" * 64})
+        if uri.endswith("saved-00001.json"):
+            real(uri, value | {"save": "stale", "written": value["written"] | {"directory": "0" * 64}})
             time.sleep(seconds)
         return real(uri, value)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from des_core import storage
+from des_core.checkpoint import manifest as manifests
 from des_core.contracts import Dataset
-from des_core.engine.weights import checkpoint
 from des_core.errors import CheckpointError
 from tests.engine import tiny
 from tests.engine.group import Group
@@ -41,7 +41,7 @@ def train(group: Group, root: Path, resume: bool = False, **sections: dict[str, 
     """Train on a group; worker 0's answer, with ``rows`` over all workers."""
     config = tiny.config(root, **sections)
     manifest = root / "features" / "manifest.json"
-    dataset = tiny.store(config) if not manifest.exists() else checkpoint.reference(str(manifest))
+    dataset = tiny.store(config) if not manifest.exists() else manifests.reference(str(manifest))
     answers = group.do("train", config=config.model_dump_json(), dataset=str(dataset), resume=resume)
     return answers[0] | {"rows": sum(answer["rows"] for answer in answers)}
 
@@ -269,9 +269,9 @@ def test_neighbours_that_cannot_be_read_are_done_without(group: Callable[[int], 
 def test_a_damaged_pointer_leads_to_the_newest_manifest(group: Callable[[int], Group], tmp_path: Path) -> None:
     train(group(1), tmp_path, train={"max_steps": 2})
     (pointer,) = (tmp_path / "checkpoints").glob("*/last.json")
-    whole = checkpoint.last(str(pointer.parent))
+    whole = manifests.last(str(pointer.parent))
     pointer.write_text("damaged")
-    assert whole is not None and checkpoint.last(str(pointer.parent)) == whole
+    assert whole is not None and manifests.last(str(pointer.parent)) == whole
 
 
 def test_a_manifest_waits_for_the_slowest_workers_file(group: Callable[[int], Group], tmp_path: Path) -> None:
@@ -281,16 +281,19 @@ def test_a_manifest_waits_for_the_slowest_workers_file(group: Callable[[int], Gr
     arguments = {"config": config.model_dump_json(), "dataset": str(dataset)}
     group(2).do("slow_save", **arguments, seconds=0.7)
     (manifest,) = (tmp_path / "checkpoints").glob("*/*/manifest.json")
-    files = storage.read_json(str(manifest))["files"]
-    written = {path.name: storage.digest_file(str(path)) for path in manifest.parent.glob("*.npy")}
-    assert {name: digest for name, digest in files.items() if name.endswith(".npy")} == written
+    (layer,) = storage.read_json(str(manifest))["layers"]
+    written = [storage.digest_file(str(path)) for path in sorted(manifest.parent.glob("blocks-*.json"))]
+    assert layer["directories"] == written and len(written) == 2
+    assert not list(manifest.parent.glob("saved-*.json"))
 
 
 def test_half_a_checkpoint_is_never_read(group: Callable[[int], Group], tmp_path: Path) -> None:
     train(group(2), tmp_path, train={"max_steps": 4, "workers": 2})
-    (rows,) = (tmp_path / "checkpoints").rglob("rows-00001.npy")
-    rows.write_bytes(rows.read_bytes()[:-8])
-    with pytest.raises(AssertionError, match=r"rows-00001\.npy has other bytes than its manifest says"):
+    (rows,) = (tmp_path / "checkpoints").rglob("weights-00001-000.arrow")
+    data = bytearray(rows.read_bytes())
+    data[len(data) // 2] ^= 1
+    rows.write_bytes(data)
+    with pytest.raises(AssertionError, match=r"weights-00001-000\.arrow: the weights of table .* other content than"):
         train(group(2), tmp_path, resume=True, train={"max_steps": 6, "workers": 2})
 
 
@@ -314,12 +317,12 @@ def test_report_of_a_run(group: Callable[[int], Group], tmp_path: Path) -> None:
 def test_manifest_of_another_shape_is_refused(group: Callable[[int], Group], tmp_path: Path) -> None:
     train(group(1), tmp_path, train={"max_steps": 2})
     (pointer,) = (tmp_path / "checkpoints").glob("*/last.json")
-    reference = checkpoint.last(str(pointer.parent))
+    reference = manifests.last(str(pointer.parent))
     assert reference is not None
-    shape = checkpoint.Manifest.load(reference).shape
+    shape = manifests.Manifest.load(reference).shape
     other = shape.model_copy(update={"tables": ("user",)})
     with pytest.raises(CheckpointError, match="written for tables="):
-        checkpoint.read_manifest(reference, other)
+        manifests.read(reference, other)
 
 
 @pytest.mark.parametrize("name", ["deepfm", "dcn_v2", "autoint"])

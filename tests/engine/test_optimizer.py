@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from des_core.config import OptimizerConfig
-from des_core.engine.weights import checkpoint
+from des_core.engine.weights import saving
 from des_core.engine.weights.optimizer import Decay, DenseRule, apply, state_width, update_rows
 from tests.engine import tiny
 from tests.engine.group import Group
@@ -158,9 +158,10 @@ def test_the_dense_rule_is_torchs_bit_for_bit(name: str, dtype: torch.dtype, dev
         move_both(ours, net, torchs, copy, step)
         assert_bits(net, copy)
         if step in (2, 23):
-            saved = checkpoint.dense_bytes(net, ours)
+            saved = saving.dense_state_bytes(ours), saving.dense_bytes(net)
             ours, net, _, _ = twins(name, dtype, device)
-            checkpoint.load_dense_bytes(saved, net, ours)
+            saving.load_dense_state_bytes(saved[0], ours)
+            saving.load_dense_bytes(saved[1], net)
     assert (list(net.parameters())[2] != list(twins(name, dtype, device)[1].parameters())[2]).all()
 
 

@@ -25,6 +25,7 @@ from des_core.engine.device import id_kernels
 from des_core.engine.device.rows import CHUNK_BITS, DeviceRows
 from des_core.engine.weights.eviction import Total, beyond_budget
 from des_core.engine.weights.index import MAX_LOAD, capacity_for
+from des_core.engine.weights.snapshot import HostRows, Snapshot
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BLOCK = id_kernels.BLOCK
@@ -418,6 +419,15 @@ class DeviceTable:
             self.rows.release(used - many)
         self.evicted += many
         return many
+
+    def snapshot(self, since: int) -> Snapshot:
+        """The rows that were looked up after step ``since`` (0: all), copied to the host."""
+        copies = HostRows(self.ids, self.rows_SK.cpu().numpy(), self.state_SZ.cpu().numpy())
+        return Snapshot(copies, self.tables, self.counts, self.last, since)
+
+    def take_gone(self, before: list[tuple[Array, Array]]) -> list[tuple[Array, Array]] | None:
+        """None: evictions leave no list of what they removed, so every save is whole."""
+        return None
 
     def restore(self, ids: Array, tables: Array, counts: Array, last: Array, rows: Array, state: Array) -> None:
         """Append rows of a checkpoint, none of which is here yet."""

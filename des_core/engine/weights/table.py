@@ -14,6 +14,7 @@ Dims: U unique ids of a batch, N rows born in it, K numbers per row, Z numbers o
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from des_core.data.read.hashing import splitmix64
 from des_core.engine.weights.eviction import Total, beyond_budget
 from des_core.engine.weights.index import Keys
 from des_core.engine.weights.memory import Rows
+from des_core.engine.weights.snapshot import Snapshot
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -73,6 +75,10 @@ class Table:
         self.candidates = Keys()
         """Ids that were met but own no row yet."""
         self.admitted = self.evicted = 0
+        self.lock = threading.Lock()
+        """Held while rows or ids may move, and by a snapshot's thread while it reads them."""
+        self._snapshot: Snapshot | None = None
+        self._gone: list[tuple[Array, Array]] = []
 
     @property
     def used(self) -> int:
@@ -151,7 +157,8 @@ class Table:
         admitted, before = self._admit(ids_U[unseen], tables_U[unseen], counts_U[unseen], step)
         born = unseen[admitted]
         first_slot = self.used
-        slots_U[born] = self._keys.insert(ids_U[born], tables_U[born], before[admitted], step)
+        with self.lock:
+            slots_U[born] = self._keys.insert(ids_U[born], tables_U[born], before[admitted], step)
         new_rows_NK = np.zeros((len(born), self._width), self._number)
         new_rows_NK[:, 1:] = first_values(ids_U[born], self._width - 1, self._seed, self._init)
         self.admitted += len(born)
@@ -173,8 +180,12 @@ class Table:
         settings, keys = self._settings, self._keys
         if self._committed != self.used:
             raise RuntimeError(f"{self.used - self._committed} rows are not committed; evict after their commit")
+        if self._snapshot is not None:
+            self._snapshot.done.wait()
         oldest = max(step - settings.idle_steps if settings.idle_steps else 0, idle_before)
-        self.candidates.remove(np.flatnonzero(self.candidates.last < oldest))
+        idle = np.flatnonzero(self.candidates.last < oldest)
+        self._note_gone(self.candidates, idle)
+        self.candidates.remove(idle)
         gone_S = keys.last < oldest
         if settings.evict_zero:
             gone_S |= ~self.rows_SK.any(1).cpu().numpy()
@@ -182,6 +193,7 @@ class Table:
             scores_S = keys.counts if settings.budget_keeps == "frequent" else keys.last
             gone_S |= beyond_budget(scores_S, keys.ids, ~gone_S, settings.max_rows, total)
         slots = np.flatnonzero(gone_S)
+        self._note_gone(keys, slots)
         source, target = keys.remove(slots)
         for store in (self._rows, self._state):
             store.move(source, target)
@@ -191,6 +203,29 @@ class Table:
         self._committed = self.used
         self.evicted += len(slots)
         return len(slots)
+
+    def views(self) -> tuple[Array, Array, Array]:
+        """Ids [S], rows [S, K] and state [S, Z] as they lie in memory; valid while ``lock`` is held."""
+        return self.ids, self.rows_SK.numpy(), self.state_SZ.numpy()
+
+    def snapshot(self, since: int) -> Snapshot:
+        """The rows that were looked up after step ``since`` (0: all), for a thread that writes them; at a pause."""
+        self._snapshot = Snapshot(self, self.tables, self.counts, self.last, since)
+        return self._snapshot
+
+    def keep(self, slots_U: Array) -> None:
+        """Copy rows that are about to change, where a snapshot still waits for them."""
+        if self._snapshot is not None:
+            self._snapshot.keep(slots_U)
+
+    def take_gone(self, before: list[tuple[Array, Array]]) -> list[tuple[Array, Array]] | None:
+        """``before``, and the ids and tables that evictions have removed since the last call."""
+        gone, self._gone = [*before, *self._gone], []
+        return gone
+
+    def _note_gone(self, keys: Keys, slots: Array) -> None:
+        if len(slots):
+            self._gone.append((keys.ids[slots], keys.tables[slots]))
 
     def restore(self, ids: Array, tables: Array, counts: Array, last: Array, rows: Array, state: Array) -> None:
         """Append rows of a checkpoint, none of which is here yet."""
@@ -204,8 +239,9 @@ class Table:
     def _write(self, rows_NK: Tensor, state_NZ: Tensor | None) -> None:
         """Append rows with their state, or with none."""
         start, stop = self._committed, self._committed + len(rows_NK)
-        self._rows.grow(stop)
-        self._state.grow(stop)
+        with self.lock:
+            self._rows.grow(stop)
+            self._state.grow(stop)
         self._rows.tensor_SW[start:stop] = rows_NK
         self._state.tensor_SW[start:stop] = 0 if state_NZ is None else state_NZ
         self._committed = stop

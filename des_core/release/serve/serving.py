@@ -10,15 +10,20 @@ Dims: B records, U unique ids, O fields with rows, K numbers per row, C index en
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from des_core import storage
+from des_core.checkpoint import manifest as manifests
+from des_core.checkpoint.layers import Layers
+from des_core.checkpoint.manifest import Manifest
 from des_core.config import Config
 from des_core.contracts import FILE, LABEL, ROW, Dataset, FieldSpec, Record, Reference, read_as
 from des_core.data.feed.batches import Stream, columns_of, dense_values, everything, sample_ids
@@ -27,7 +32,7 @@ from des_core.engine.dense_layers import Home
 from des_core.engine.lookup import known_only, shard_of
 from des_core.engine.models import Model, build
 from des_core.engine.operators import totals_alone
-from des_core.engine.weights import checkpoint, index
+from des_core.engine.weights import index, saving
 from des_core.engine.weights.optimizer import Decay
 from des_core.errors import DamagedError, DataError, StorageError, UserError
 from des_core.release.serve import cache
@@ -68,11 +73,11 @@ def export(run: Run) -> str:
     """
     training = storage.read_json(run.path("training.json"))
     reference = Reference.parse(training["checkpoint"])
-    manifest = checkpoint.Manifest.load(reference)
+    manifest = manifests.read(reference)
     ids, rows = _merged(reference, manifest)
     dataset = Dataset.load(run.dataset)
     model = build(run.config.model, len(dataset.row_fields), len(dataset.dense_fields), run.config.run.seed)
-    checkpoint.load_dense(reference, manifest, model.double() if rows.dtype == np.float64 else model)
+    saving.load_dense(reference, manifest, model.double() if rows.dtype == np.float64 else model)
     write(run.path("model"), run.key, run.config, dataset.task, dataset.fields, ids, rows, model)
     return run.path("model")
 
@@ -93,8 +98,8 @@ def write(
     entries = np.zeros(index.capacity_for(len(ids)), np.uint64)
     index.place(entries, ids, 0, len(ids))
     arrays = {"index.npy": np.concatenate([entries.view(np.int64), ids]), "rows.npy": rows}
-    digests = {name: checkpoint.write_array(storage.join(folder, name), array) for name, array in arrays.items()}
-    digests[DENSE] = storage.write_bytes(storage.join(folder, DENSE), checkpoint.dense_bytes(model))
+    digests = {name: write_array(storage.join(folder, name), array) for name, array in arrays.items()}
+    digests[DENSE] = storage.write_bytes(storage.join(folder, DENSE), saving.dense_bytes(model))
     large = sum(array.nbytes for array in arrays.values()) > config.registry.embed_limit
     description = Description(
         code_version=__version__,
@@ -110,23 +115,40 @@ def write(
     description.write(storage.join(folder, "des.json"))
 
 
-def _merged(reference: Reference, manifest: checkpoint.Manifest) -> tuple[Array, Array]:
-    """Ids, ascending, and rows of all workers at the last step, without rows that are zero."""
-    folder = reference.uri.rpartition("/")[0]
-    decay = Decay(manifest.trainer["decays"])
-    ids, rows = [], []
-    for worker in range(manifest.workers):
-        own, last, weights = (
-            checkpoint.read_array(folder, f"{kind}-{worker:05d}.npy", manifest) for kind in ("ids", "last", "rows")
-        )
-        if decay.pieces:
-            weights *= decay.missed(last, manifest.trainer["step"] + 1)[:, None].astype(weights.dtype)
-        kept = weights.any(1)
-        ids.append(own[kept])
-        rows.append(weights[kept])
+def _merged(reference: Reference, manifest: Manifest) -> tuple[Array, Array]:
+    """Ids, ascending, and rows at the last step, without rows that are zero."""
+    layers, decay = Layers(reference, manifest, state=False), Decay(manifest.trainer["decays"])
+    ids, rows = [np.empty(0, np.int64)], []
+    for table in manifest.shape.tables:
+        for piece, _ in layers.between(table):
+            weights = np.array(piece.rows_nK)
+            if decay.pieces and len(weights):
+                weights *= decay.missed(piece.last, manifest.step + 1)[:, None].astype(weights.dtype)
+            kept = weights.any(1)
+            ids.append(piece.ids[kept])
+            rows.append(weights[kept])
     merged = np.concatenate(ids)
     order = np.argsort(merged)
-    return merged[order], np.concatenate(rows)[order]
+    return merged[order], np.concatenate([part for part in rows if len(part)] or rows[:1])[order]
+
+
+def write_array(uri: str, array: Array) -> str:
+    """Stream an array as .npy and return its sha256."""
+    array = np.ascontiguousarray(array)
+    digest = hashlib.sha256()
+    head = io.BytesIO()
+    np.lib.format.write_array_header_2_0(head, np.lib.format.header_data_from_array_1_0(array))
+    with storage.writer(uri) as file:
+        _put(file, head.getvalue(), digest)
+        flat = array.reshape(-1).view(np.uint8)
+        for start in range(0, len(flat), 1 << 24):
+            _put(file, flat[start : start + (1 << 24)].data, digest)
+    return digest.hexdigest()
+
+
+def _put(file: BinaryIO, data: bytes | memoryview, digest: Any) -> None:
+    file.write(data)
+    digest.update(data)
 
 
 class Scored(NamedTuple):
@@ -182,7 +204,7 @@ class Scorer:
         path, description = os.path.join(self._folder, DENSE), self.description
         data = storage.read_bytes(path, description.sha256.get(DENSE, ""))
         head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        there = {key.removeprefix("model."): tuple(head[key]["shape"]) for key in head if key.startswith("model.")}
+        there = {key: tuple(head[key]["shape"]) for key in head if key != "__metadata__"}
         wanted = (description.config.model, len(self._fields), len(self._inputs), description.config.run.seed)
         with torch.device("meta"):
             sizes = {name: tuple(tensor.shape) for name, tensor in build(*wanted).state_dict().items()}
@@ -193,7 +215,7 @@ class Scorer:
                 "export the model again"
             )
         model = build(*wanted)
-        checkpoint.load_dense_bytes(data, model)
+        saving.load_dense_bytes(data, model)
         return model.eval()
 
     def _index(self) -> tuple[Array, Array]:
