@@ -174,6 +174,19 @@ def _says(found: Any, pinned: dict[str, Any], recorded: str) -> bool:
         return False
 
 
+def dataset_of(config: Config, key: str) -> Reference:
+    """The data that a run was pinned to, by the first digits of its key.
+
+    Raises:
+        StorageError: its inputs.json is missing or damaged.
+    """
+    uri = storage.join(config.storage.root, "runs", key, "inputs.json")
+    pinned = storage.read_json(uri)
+    if not isinstance(pinned, dict) or not isinstance(pinned.get("dataset"), str):
+        raise StorageError(f"{uri} names no data (damaged?); run the same again")
+    return under_root(config, pinned["dataset"])
+
+
 def reopen(config: Config, inputs: Reference) -> Run:
     """The run that was pinned as ``inputs`` (runs/KEY/inputs.json).
 

@@ -19,7 +19,7 @@ import typer
 from components.launch.process_tie import told_to_end
 from des_core import __version__
 from des_core.errors import DesError, UserError, of_system
-from pipelines.commands import day, schedule
+from pipelines.commands import checkpoint, day, schedule
 from pipelines.commands.compile import compile_
 from pipelines.commands.evaluate import evaluate
 from pipelines.commands.generate import generate
@@ -55,6 +55,7 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "predict": predict,
     "serve": serve,
     "lineage": lineage,
+    "checkpoint": checkpoint.app,
     "plan": plan,
     "generate": generate,
 }

@@ -31,6 +31,7 @@ NEVER = {
     "des_core/data/": ("des_core.engine", "des_core.release", "des_core.recurring"),
     "des_core/data/read/": ("des_core.data.store", "des_core.data.feed"),
     "des_core/data/store/": ("des_core.data.feed",),
+    "des_core/checkpoint/": ("des_core.engine", "des_core.release", "des_core.recurring"),
     "des_core/engine/": ("des_core.release", "des_core.recurring"),
     "des_core/release/": ("des_core.recurring",),
     "des_core/release/registry/": ("des_core.release.judge", "des_core.release.report", "des_core.release.serve"),

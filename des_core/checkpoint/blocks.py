@@ -255,8 +255,9 @@ class BlockReader:
     """
 
     def __init__(self, folder: str, directory: Directory) -> None:
-        self._folder, self._directory = folder, directory
+        self._folder = folder
         self._name, self._file = "", pa.BufferReader(b"")
+        self.form = (directory.width, directory.state_width, directory.dtype)
         self.read_bytes = 0
 
     def batch(self, block: Block) -> pa.RecordBatch:
@@ -266,8 +267,7 @@ class BlockReader:
             CheckpointError: it is missing, or has other bytes than its directory says.
         """
         data = self.message(block)
-        schema = schema_of(block.kind, self._directory.width, self._directory.state_width, self._directory.dtype)
-        return pa.ipc.read_record_batch(pa.ipc.read_message(data), schema)
+        return pa.ipc.read_record_batch(pa.ipc.read_message(data), schema_of(block.kind, *self.form))
 
     def message(self, block: Block) -> pa.Buffer:
         """The bytes of a block, verified; raises as ``batch``."""

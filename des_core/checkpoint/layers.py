@@ -65,10 +65,12 @@ class Layers:
         self._state = state
         self._readers: list[BlockReader] = []
         self._blocks: dict[str, list[list[tuple[Block, Block | None, BlockReader]]]] = {}
-        self.tables = manifest.shape.tables
+        self.form = (0, 0, "float32")
+        """Numbers per row, numbers of optimizer state, and their type."""
         for depth, layer in enumerate(manifest.layers):
             for reader, blocks in manifests.readers(reference, layer):
                 self._readers.append(reader)
+                self.form = reader.form
                 states = {(block.table, block.first): block for block in blocks if block.kind == "state"}
                 for block in blocks:
                     if block.kind == "state" or (block.kind == "waiting" and not state):

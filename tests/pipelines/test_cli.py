@@ -39,9 +39,14 @@ COMMANDS = [
     "generate",
     "day",
     "schedule",
+    "checkpoint",
 ]
 CODES = {each.code for each in error_classes()}
-GROUPS = {"day": ["list", "accept"], "schedule": ["create", "list", "pause", "resume", "delete"]}
+GROUPS = {
+    "day": ["list", "accept"],
+    "schedule": ["create", "list", "pause", "resume", "delete"],
+    "checkpoint": ["list", "show", "verify", "compact", "convert", "export"],
+}
 WITHOUT_CONFIG = ["generate", "schedule list", "schedule pause", "schedule resume", "schedule delete"]
 
 

@@ -137,6 +137,16 @@ def ids_of(keys: I64, table: str) -> I64:
     return out
 
 
+def keys_of(ids: I64, table: str) -> I64:
+    """The other way round: keys of a table's ids."""
+    z = ids.view(np.uint64)
+    z = (z ^ (z >> np.uint64(31)) ^ (z >> np.uint64(62))) * np.uint64(0x319642B2D24D8EC3)
+    z = (z ^ (z >> np.uint64(27)) ^ (z >> np.uint64(54))) * np.uint64(0x96DE1B173F119089)
+    z = z ^ (z >> np.uint64(30)) ^ (z >> np.uint64(60))
+    keys: I64 = ((z - np.uint64(0x9E3779B97F4A7C15)) ^ table_salt(table)).view(np.int64)
+    return keys
+
+
 @njit(nogil=True, cache=True)
 def _mix(keys: Array, salt: Any) -> Array:
     out = np.empty(len(keys), np.int64)

@@ -28,10 +28,11 @@ from des_core.checkpoint import manifest as manifests
 from des_core.checkpoint.blocks import PREFIX_BITS, BlockWriter, Written
 from des_core.checkpoint.layers import Layers
 from des_core.checkpoint.manifest import DENSE, DENSE_STATE, Last, Layer, Manifest, Shape
+from des_core.checkpoint.ordering import sorted_blocks
 from des_core.contracts import Record, Reference
 from des_core.data.feed.batches import BUCKET_BITS
 from des_core.engine.weights.optimizer import DenseRule
-from des_core.engine.weights.snapshot import Snapshot, sorted_blocks
+from des_core.engine.weights.snapshot import Snapshot
 from des_core.engine.weights.table import Table
 from des_core.errors import CheckpointError, DesError, StorageError, of_system
 

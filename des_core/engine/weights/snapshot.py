@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numba import njit, uint64
+from numba import njit
 
-from des_core.checkpoint.blocks import block_bytes, prefixes
-from des_core.data.feed.batches import BUCKET_BITS, BUCKETS
+from des_core.checkpoint.blocks import block_bytes
+from des_core.checkpoint.ordering import by_cell, cut, grouped, table_at
 from des_core.engine.weights.memory import Memory
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -74,7 +74,7 @@ class Snapshot:
         self._source = source
         with source.lock:
             ids, rows_SK, state_SZ = source.views()
-            self._order, starts = _by_cell(ids, tables, last, np.uint32(since), int(tables.max(initial=0)) + 1)
+            self._order, starts = by_cell(ids, tables, last, np.uint32(since), int(tables.max(initial=0)) + 1)
             self._dtype, self._width, self._zeros = rows_SK.dtype, rows_SK.shape[1], state_SZ.shape[1]
             del ids, rows_SK, state_SZ
         self._starts = starts
@@ -124,11 +124,11 @@ class Snapshot:
         """All rows, block by block, ids ascending within a table; ``done`` is set when they are taken, or left."""
         most = max(block_bytes(self.rows * self.row_bytes) // self.row_bytes, 1)
         try:
-            for first, stop in _grouped(self._starts, most):
+            for first, stop in grouped(self._starts, most):
                 with self._source.lock:
                     ids = self._source.views()[0][self._order[first:stop]]
                 turn = np.argsort(ids.view(np.uint64))
-                for piece in _cut(ids[turn], most):
+                for piece in cut(ids[turn], most):
                     yield self._take(first, turn[piece], ids[turn[piece]])
         finally:
             self.done.set()
@@ -145,73 +145,12 @@ class Snapshot:
             copies = self._copies.array[: len(self._copies.array) // wide * wide].reshape(-1, wide)
             _take(rows_SK, state_SZ, copies, slots, self._place, rows_nK, state_nZ)
         return BlockRows(
-            _table_at(self._starts, first), ids, self._last[places], rows_nK, self._counts[places], state_nZ
+            table_at(self._starts, first), ids, self._last[places], rows_nK, self._counts[places], state_nZ
         )
 
     def _waiting(self, slots: Array) -> Array:
         """Those of slots that are still to be written and not copied."""
         return slots[_is_waiting(self._place, slots)]
-
-
-def sorted_blocks(ids: Array, tables: Array, most: int) -> Iterator[tuple[int, Array]]:
-    """Blocks of ids that are all in memory: a table's number, and the places of at most about ``most`` ids."""
-    order, starts = _by_cell(ids, tables, np.ones(len(ids), np.uint32), np.uint32(0), int(tables.max(initial=0)) + 1)
-    for first, stop in _grouped(starts, most):
-        places = order[first:stop][np.argsort(ids[order[first:stop]].view(np.uint64))]
-        table = _table_at(starts, first)
-        for piece in _cut(ids[places], most):
-            yield table, places[piece]
-
-
-def _table_at(starts: Array, place: int) -> int:
-    """The table whose cells hold a place in their order."""
-    return int(np.searchsorted(starts, place, side="right") - 1) // BUCKETS
-
-
-def _grouped(starts: Array, most: int) -> Iterator[tuple[int, int]]:
-    """Neighbouring cells of one table together, as long as they hold at most ``most``; a larger one alone."""
-    edges = starts.tolist()
-    for table in range(0, len(edges) - 1, BUCKETS):
-        begin = edges[table]
-        for cell in range(table, min(table + BUCKETS, len(edges) - 1)):
-            if edges[cell + 1] - begin > most and edges[cell] > begin:
-                yield begin, edges[cell]
-                begin = edges[cell]
-        stop = edges[min(table + BUCKETS, len(edges) - 1)]
-        if stop > begin:
-            yield begin, stop
-
-
-def _cut(ids: Array, most: int) -> Iterator[slice]:
-    """Ascending ids in pieces of about ``most``, no prefix in two of them."""
-    start = 0
-    while start < len(ids):
-        stop = min(start + most, len(ids))
-        if stop < len(ids):
-            prefix = prefixes(ids)
-            # To the end of the prefix that the piece would cut.
-            stop = int(np.searchsorted(prefix, prefix[stop - 1], side="right"))
-        yield slice(start, stop)
-        start = stop
-
-
-@njit(nogil=True, cache=True)
-def _by_cell(ids: Array, tables: Array, last: Array, since: Any, many: int) -> Any:
-    """Slots whose last step is after ``since``, by table and bucket, uint32 [M]; where each cell begins [T H + 1]."""
-    shift = uint64(64 - BUCKET_BITS)
-    starts = np.zeros(many * BUCKETS + 1, np.int64)
-    for slot in range(len(tables)):
-        if last[slot] > since or since == 0:
-            starts[np.int64(tables[slot]) * BUCKETS + np.int64(uint64(ids[slot]) >> shift) + 1] += 1
-    starts = np.cumsum(starts)
-    order = np.empty(starts[-1], np.uint32)
-    at = starts[:-1].copy()
-    for slot in range(len(tables)):
-        if last[slot] > since or since == 0:
-            cell = np.int64(tables[slot]) * BUCKETS + np.int64(uint64(ids[slot]) >> shift)
-            order[at[cell]] = slot
-            at[cell] += 1
-    return order, starts
 
 
 @njit(nogil=True, cache=True)

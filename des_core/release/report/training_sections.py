@@ -172,7 +172,16 @@ def tables(report: Document) -> Markup:
         "bytes per row",
         "load factor",
     )
-    return parts.section("Tables", parts.facts(zip(names, cells, strict=True)))
+    facts = list(zip(names, cells, strict=True))
+    saved = report.get("checkpoints")
+    if saved:
+        facts += [
+            ("checkpoints", f"{saved['saves']:,.0f}"),
+            ("written to them", byte_text(saved["written_bytes"])),
+            ("read from one", byte_text(saved["read_bytes"])),
+            ("training paused for them", f"{saved['pause_s']:.2f} s of {saved['write_s']:.2f}"),
+        ]
+    return parts.section("Tables", parts.facts(facts))
 
 
 def data(report: Document, dataset: Dataset, tail: bool) -> Markup:
