@@ -280,6 +280,7 @@ def gate(run: Run) -> Done:
 
 def register(run: Run) -> Done:
     """``version.json``: the model in the registry, and its aliases."""
+    from des_core.recurring import retention
     from des_core.release.judge.gate import same_verdict, verdict_of
     from des_core.release.registry import registration
     from des_core.release.report import report
@@ -293,6 +294,7 @@ def register(run: Run) -> Done:
     record = registration.Registered.load(reference)
     page = report.write(run)
     run.publish()
+    retention.after_run(run.config)
     aliases = ", ".join(record.aliases) or "no alias"
     what = f"unchanged, version {record.version}" if adopted else f"{record.name} version {record.version} ({aliases})"
     numbers = {"name": record.name, "version": int(record.version), "aliases": list(record.aliases)}

@@ -20,6 +20,7 @@ from components.launch.process_tie import told_to_end
 from des_core import __version__
 from des_core.errors import DesError, UserError, of_system
 from pipelines.commands import checkpoint, day, schedule
+from pipelines.commands.clean import clean
 from pipelines.commands.compile import compile_
 from pipelines.commands.evaluate import evaluate
 from pipelines.commands.generate import generate
@@ -56,6 +57,7 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "serve": serve,
     "lineage": lineage,
     "checkpoint": checkpoint.app,
+    "clean": clean,
     "plan": plan,
     "generate": generate,
 }

@@ -20,6 +20,7 @@ from des_core.config.model import ModelConfig
 from des_core.config.optimizer import OptimizersConfig
 from des_core.config.place import NotifyConfig, RegistryConfig, RunConfig, StorageConfig
 from des_core.config.recurring import EvalConfig, RecurringConfig
+from des_core.config.retention import RetentionConfig
 from des_core.config.section import Section
 from des_core.config.source import SourceConfig, SplitConfig
 from des_core.config.table import TableConfig
@@ -46,6 +47,7 @@ class Config(Section):
     gate: GateConfig = GateConfig()
     eval: EvalConfig = EvalConfig()
     recurring: RecurringConfig = RecurringConfig()
+    retention: RetentionConfig = RetentionConfig()
     cluster: ClusterConfig = ClusterConfig()
     notify: NotifyConfig = NotifyConfig()
 
@@ -95,8 +97,10 @@ class Config(Section):
 
     @property
     def digest(self) -> str:
-        """sha256 of what decides the model: not where it is stored or registered, nor by what bounds it is judged."""
-        content = self.model_dump(mode="json", exclude={"storage", "registry", "cluster", "notify", "gate"})
+        """sha256 of what decides the model: not where it is stored, or how long, nor by what bounds it is judged."""
+        content = self.model_dump(
+            mode="json", exclude={"storage", "registry", "cluster", "notify", "gate", "retention"}
+        )
         content["run"].pop("dir")
         for key in ("wait_hours", "on_missing"):
             content["recurring"].pop(key)

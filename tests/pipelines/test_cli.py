@@ -35,6 +35,7 @@ COMMANDS = [
     "predict",
     "serve",
     "lineage",
+    "clean",
     "plan",
     "generate",
     "day",

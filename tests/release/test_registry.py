@@ -282,6 +282,22 @@ def test_a_chain_leads_from_a_version_to_the_first(line: Line) -> None:
     assert [link.version for link in registry.chain(f"models:/{name}/3", line.uri)] == ["3"]
 
 
+def test_versions_say_what_must_stay_until_their_weights_are_deleted(line: Line) -> None:
+    assert registry.versions(line.whole().config) == []
+    registered(line.day(1, ""), ACCEPT)
+    registered(line.day(2, "1"), against("1"))
+    config = line.whole().config
+    second, first = registry.versions(config)
+    assert (second.number, second.aliases) == (2, ("candidate", "champion"))
+    assert first.run_key == line.day(1, "").key and first.run_key[:12] in first.checkpoint
+    registry.weights_deleted(config, [1])
+    assert [one.checkpoint for one in registry.versions(config)] == [second.checkpoint, ""]
+    with pytest.raises(
+        RegistryError, match=rf"models:/{config.run.name}/1: its weights were deleted by \[retention\] on"
+    ):
+        registry.fetch(f"models:/{config.run.name}/1", line.uri, "unused")
+
+
 def test_two_processes_that_register_one_run_make_one_version(line: Line) -> None:
     run = line.whole()
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.request import url2pathname
@@ -35,6 +36,10 @@ from des_core.secrets import hidden
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+
+
+DELETED = "des.weights_deleted"
+"""Tag of a version whose weights retention has deleted: when."""
 
 
 class StoredModel(NamedTuple):
@@ -197,11 +202,54 @@ def recorded(run: Run) -> Registered | None:
         return record_of(client, run, version)
 
 
+class Version(NamedTuple):
+    """A version of a model, as far as it says what must stay in storage."""
+
+    number: int
+    aliases: tuple[str, ...]
+    run_key: str
+    checkpoint: str
+    """Reference of its weights, the path relative to storage.root; empty where they were deleted."""
+
+
+def versions(config: Config) -> list[Version]:
+    """All versions of the run's name, the newest first.
+
+    Raises:
+        DesError: the registry does not answer.
+    """
+    if not availability.has_database(config.registry.tracking_uri, wait_s(config)):
+        return []
+    with connect(config.registry.tracking_uri) as client:
+        found = []
+        for version in client.search_model_versions(f"name='{config.run.name}'", max_results=10_000):
+            tags = version.tags
+            key, checkpoint = tags.get("des.run_key", ""), tags.get("des.checkpoint", "")
+            gone = tags.get(DELETED)
+            found.append(Version(int(version.version), aliases_of(client, version), key, "" if gone else checkpoint))
+    return sorted(found, reverse=True)
+
+
+def weights_deleted(config: Config, numbers: Sequence[int]) -> None:
+    """Note at versions that their weights are deleted, before they are: nobody is to look for them."""
+    if not numbers:
+        return
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    with connect(config.registry.tracking_uri) as client:
+        for number in numbers:
+            client.set_model_version_tag(config.run.name, str(number), DELETED, now)
+
+
 def _download(client: MlflowClient, version: ModelVersion, into: str) -> StoredModel:
     """A local artifact store is read in place; from any other the model is copied."""
     import mlflow
     from mlflow.models import Model
 
+    if version.tags.get(DELETED):
+        raise RegistryError(
+            f"models:/{version.name}/{version.version}: its weights were deleted by [retention] on "
+            f"{version.tags[DELETED]}; choose another version, or train and register it again"
+        )
     source = version.source or ""
     if source.startswith("models:/m-"):
         source = client.get_logged_model(source.removeprefix("models:/")).artifact_location
