@@ -110,9 +110,22 @@ class OutOfMemoryError(WorkerError):
 
 
 class DeadlineError(WorkerError):
-    """A job ran, or waited to run, for longer than the config allows."""
+    """A job ran for longer than the config allows."""
 
     code = "deadline"
+    transient = False
+
+
+class QueueTimeoutError(WorkerError):
+    """A job waited in its queue for longer than the config allows."""
+
+    code = "queue-timeout"
+
+
+class PodStartError(WorkerError):
+    """A job's pods could not start: no image, no room, no volume."""
+
+    code = "pod-start"
     transient = False
 
 

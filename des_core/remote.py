@@ -58,6 +58,16 @@ def passing(error: BaseException) -> bool:
     return bool(_PASSING_WORDS.search(str(error)))
 
 
+def raise_passing(uri: str, error: BaseException) -> None:
+    """Raise ``UnavailableError`` if an object store's failure in the middle of a step is a passing one.
+
+    Raises:
+        UnavailableError: the same step may succeed later.
+    """
+    if "://" in uri and passing(error):
+        raise UnavailableError(f"{uri}: the store failed: {' '.join(str(error).split())}") from None
+
+
 def wait_for(what: str, ask: Callable[[], Answer], wait_s: float) -> Answer:
     """The answer of ``ask``, which is asked again while it raises ``UnavailableError``.
 

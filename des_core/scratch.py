@@ -11,13 +11,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from des_core.processes import is_alive
+
 
 def make(what: str) -> str:
     """A new empty folder of this process, which the caller deletes."""
     base = _base()
     for name in os.listdir(base):
         owner = name.partition("-")[0]
-        if owner.isdecimal() and not _alive(int(owner)):
+        if owner.isdecimal() and not is_alive(int(owner)):
             shutil.rmtree(os.path.join(base, name), ignore_errors=True)
     return tempfile.mkdtemp(prefix=f"{os.getpid()}-{what}-", dir=base)
 
@@ -42,13 +44,3 @@ def _base() -> str:
         # Another user has taken the name: do without the common folder.
         return tempfile.mkdtemp(prefix="des-")
     return base
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

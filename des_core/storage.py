@@ -96,7 +96,12 @@ def _open(scheme: str, bucket: str, endpoint: str) -> pafs.FileSystem:
 
 @contextmanager
 def _answering(filesystem: pafs.FileSystem, uri: str) -> Iterator[None]:
-    """An object store's failure is one line with the address; a missing file, and a disk's failure, stay their own."""
+    """A store's failure becomes one line with the address; that of a disk, and a missing file, stay as they are.
+
+    Raises:
+        UnavailableError: a failure that passes: the store does not answer, or is overloaded.
+        StorageError: any other.
+    """
     try:
         yield
     except FileNotFoundError:
@@ -104,6 +109,7 @@ def _answering(filesystem: pafs.FileSystem, uri: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(filesystem, pafs.LocalFileSystem):
             raise
+        remote.raise_passing(uri, error)
         raise StorageError(f"{uri}: the store failed: {' '.join(str(error).split())}") from None
 
 

@@ -3,12 +3,13 @@
 Everything there bears ``run.name``: the pipeline, its experiment, its runs and its schedule. A version of the pipeline
 is named by our code, the config and the YAML's own digest, so the same YAML is found again instead of uploaded again.
 
-A schedule cannot be changed there, only made anew. The new one is made asleep, the old one is put to sleep, the new one
-is woken, the old one deleted: never are two awake, and after a failure anywhere the same command again ends it well.
-What a schedule was made of stands as a digest in its description, because the API does not give all of it back.
+Kubeflow has no call that changes a schedule, so it is replaced in four steps: the new one is created disabled, the old
+one is disabled, the new one is enabled, the old one is deleted. So no two are ever enabled together, and after a
+failure in any step the same command completes the replacement. What a schedule was made of is a digest in its
+description, because the API does not return all of it.
 
-This is KFP's generated API client, ``kfp_server_api``. ``kfp.Client`` around it prints, retries for half a minute,
-waits for a dead host for ever and keeps a file in the home folder.
+This uses KFP's generated API client, ``kfp_server_api``. ``kfp.Client``, which wraps it, prints to the terminal,
+retries for half a minute, waits without limit for a host that does not answer, and keeps a file in the home folder.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Kubeflow:
     ) -> tuple[Schedule, str]:
         """The one enabled schedule of this name, and what was done: made, replaced, resumed or unchanged.
 
-        Runs never overlap and none is made up for: a run's window reaches back to the day that the champion knows.
+        Runs never overlap, and a missed run is not repeated: the next one's window begins where the champion's ended.
         """
         wanted = api.V2beta1RecurringRun(
             display_name=name,
@@ -147,7 +148,7 @@ class Kubeflow:
             try:
                 self._set("enable", kept)
             except DesError as error:
-                raise DesError(f"{error}; schedule {name} sleeps until the same command succeeds") from None
+                raise DesError(f"{error}; schedule {name} is disabled until the same command succeeds") from None
         for other in others:
             self._set("delete", other)
         done = "made" if not before else "replaced" if not same else "unchanged" if kept.enabled else "resumed"
@@ -174,7 +175,10 @@ class Kubeflow:
             known = ", ".join(sorted({one.name for one in self.schedules()})) or "none"
             raise UserError(f"no schedule {name} at {self.host}; there are: {known}")
         if verb == "enable" and len(found) > 1:
-            raise UserError(f"schedule {name} was left half replaced; run des schedule -c FILE again")
+            raise UserError(
+                f"schedule {name} was left half replaced: a des schedule create was interrupted; "
+                "run the same des schedule create command again"
+            )
         for one in found:
             self._set(verb, one)
 
@@ -217,7 +221,7 @@ class Kubeflow:
         try:
             self._call(f"{verb} schedule {schedule.name}", call, schedule.id)
         except _Missing:
-            # Somebody else has deleted it: an old one should be gone, the one to wake should not.
+            # Somebody else has deleted it, which is an error only for the one that is to be enabled.
             if verb == "enable":
                 raise
 
@@ -239,7 +243,7 @@ class Kubeflow:
         except HTTPError as error:
             raise self._away(error) from None
         except AttributeError as error:
-            # The generated client trips over its own error where TLS fails: there is no body to decode.
+            # Where TLS fails, the generated client's own error handling fails: it decodes a body that is not there.
             if not isinstance(error.__context__, api.ApiException):
                 raise
             raise self._away(error.__context__.reason) from None

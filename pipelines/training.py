@@ -1,9 +1,10 @@
-"""The DAG, written once for laptop and cluster.
+"""The pipeline as a DAG of steps: one definition, for local runs and for Kubeflow.
 
-    resolve -> [absent: nothing]  ingest -> score -> train -> evaluate -> gate -> register;  notify, whatever happens
+    resolve -> ingest -> score -> train -> evaluate -> gate -> register       not where the day's logs are absent
+    notify                                                                    in any case, also after a failure
 
 Steps pass strings: the resolved config and references to manifests. KFP's cache is off in every task, because its key
-knows neither our code nor the logs; our own manifests say what is done.
+contains neither our code nor the logs; our own manifests record what is done.
 """
 
 import os
@@ -30,7 +31,7 @@ def _uncached(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 @dsl.pipeline(name="des-training", description="Raw logs to a judged and registered click model.")
 def training(config: str, as_of: str = ""):  # type: ignore[no-untyped-def]  # noqa: ANN201  KFP warns of None
-    """One run, whole: a day of a recurring one where as_of is a date or "yesterday", else over whole logs."""
+    """One run of all steps: over a day's window where as_of is a date or "yesterday", else over whole logs."""
     given = {"config": config, "run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
     with dsl.ExitHandler(_uncached(notify(**given))):
         resolved = _uncached(resolve(as_of=as_of, **given))

@@ -1,7 +1,8 @@
-"""When a schedule fires: a cron line of six fields, or an interval.
+"""When a schedule starts a run: by a cron line of six fields, or by an interval.
 
-Kubeflow's cron begins with seconds. It takes five fields as well, but reads the first of them as seconds: ``0 3 * * *``
-would fire three minutes past every hour. So a line of five fields, as crontab has it, gets its second 0 here.
+The first field of Kubeflow's cron lines is seconds. Kubeflow accepts a line of five fields too, but takes the first one
+for seconds: ``0 3 * * *`` would start a run three minutes past every hour. So a line of five fields, as crontab writes
+it, is given 0 seconds here.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ FIELDS = (
     ("month", 1, 12, ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")),
     ("day of week", 0, 6, ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")),
 )
-"""Name, least and greatest value, and the names that stand for values from the least on."""
+"""Of each field: name, smallest and largest value, and names for the values, from the smallest on."""
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 class Trigger(NamedTuple):
-    """One of the two."""
+    """A cron line or an interval; the other one is empty."""
 
     cron: str = ""
     interval_s: int = 0
@@ -40,7 +41,7 @@ def from_cron(line: str) -> Trigger:
     """The trigger of a cron line.
 
     Raises:
-        UserError: it is no such line.
+        UserError: the line does not have six fields, or a field has a value that it cannot have.
     """
     words = line.split()
     fields = ["0", *words] if len(words) == 5 else words
@@ -49,7 +50,9 @@ def from_cron(line: str) -> Trigger:
     for word, (name, least, most, names) in zip(fields, FIELDS, strict=True):
         for item in word.split(","):
             if not _fits(item.upper(), least, most, names):
-                raise UserError(f'--cron "{line}": {item!r} is no value of {name} ({least}-{most}); like {EXAMPLE}')
+                raise UserError(
+                    f'--cron "{line}": {item!r} is no value of {name} ({least}-{most}); write it like {EXAMPLE}'
+                )
     return Trigger(cron=" ".join(fields))
 
 
@@ -57,7 +60,7 @@ def from_interval(text: str) -> Trigger:
     """The trigger of an interval like 24h.
 
     Raises:
-        UserError: it is no such interval.
+        UserError: the text is not a number and a unit.
     """
     match = re.fullmatch(r"([1-9]\d{0,8})([smhd])", text.strip())
     if not match:

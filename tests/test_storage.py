@@ -13,7 +13,8 @@ import pytest
 
 from des_core import storage
 from des_core.contracts import Part, Reference
-from des_core.data.read import paths
+from des_core.data.read import blocks, paths
+from des_core.data.store import parts
 from des_core.errors import DataError, StorageError, UnavailableError, UserError
 
 
@@ -188,11 +189,25 @@ def test_a_store_that_goes_away_is_one_line(bucket: str, monkeypatch: pytest.Mon
     storage.write_bytes(f"{bucket}/a", b"x")
     server.stop()
     for action in (storage.exists, storage.read_bytes):
-        with pytest.raises(StorageError, match=rf"^{bucket}/a: the store failed: ") as caught:
+        with pytest.raises(UnavailableError, match=rf"^{bucket}/a: the store failed: ") as caught:
             action(f"{bucket}/a")
         assert "\n" not in str(caught.value)
-    with pytest.raises(StorageError, match=rf"^{bucket}/b: the store failed: "):
+    with pytest.raises(UnavailableError, match=rf"^{bucket}/b: the store failed: "):
         storage.write_bytes(f"{bucket}/b", b"x")
+    # Not a word of the logs and parts there: they are neither damaged nor unusable, and no day goes to quarantine.
+    with pytest.raises(UnavailableError, match=rf"^{bucket}/a: the store failed: "):
+        paths.digest_of(f"{bucket}/a")
+    with (
+        pytest.raises(UnavailableError, match=rf"^{bucket}/a.csv: the store failed: "),
+        blocks._opened(f"{bucket}/a.csv"),
+    ):
+        pass
+    refused = OSError("AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 7")
+    with pytest.raises(UnavailableError, match=r"^s3://x/part.parquet: the store failed: AWS Error NETWORK"):
+        parts.damaged("s3://x/part.parquet", refused)
+    assert isinstance(parts.damaged("/data/part.parquet", refused), StorageError)
+    denied = OSError("AWS Error ACCESS_DENIED during GetObject operation")
+    assert "is damaged or missing" in str(parts.damaged("s3://x/part.parquet", denied))
 
 
 @pytest.mark.parametrize(

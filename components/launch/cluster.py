@@ -29,6 +29,8 @@ from des_core.errors import (
     KilledError,
     OutOfMemoryError,
     PeerLostError,
+    PodStartError,
+    QueueTimeoutError,
     UserError,
     WorkerError,
     error_of,
@@ -233,9 +235,9 @@ def _wait(jobs: Jobs, job: Job, cluster: ClusterConfig, job_log: _JobLog) -> Sta
             told = now
             log.emit("waiting", job=job.name, why=waits, limit_s=round(_limit_s(state, cluster)))
         exceeded = _limit_exceeded(job, state, cluster, spent_s, job_log.where)
-        if exceeded:
+        if exceeded is not None:
             jobs.delete(job)
-            raise DeadlineError(exceeded)
+            raise exceeded
     raise WorkerError(f"job {job.name} is no longer watched; {job_log.where}")
 
 
@@ -275,24 +277,28 @@ def _waits(job: Job, state: State, spent_s: dict[str, float]) -> str:
     return f"{state.trouble}" if state.trouble else ""
 
 
-def _limit_exceeded(job: Job, state: State, cluster: ClusterConfig, spent_s: dict[str, float], where: str) -> str:
-    """Why a job is not waited for any longer, or nothing."""
+def _limit_exceeded(
+    job: Job, state: State, cluster: ClusterConfig, spent_s: dict[str, float], where: str
+) -> WorkerError | None:
+    """Why a job is not waited for any longer; None: it is."""
     limit_s, trouble = cluster.queue_timeout_s, state.trouble
     if state.phase == "queued" and spent_s["queued"] > limit_s:
-        return (
+        return QueueTimeoutError(
             f"job {job.name} was deleted after waiting in queue {job.queue} for {spent_s['queued']:.0f} s "
             f"(cluster.queue_timeout_s = {limit_s:g}); raise it, or ask the queue's owner for room"
         )
     in_trouble_s = spent_s["lasting" if trouble and trouble.lasting else "passing"]
     if trouble and in_trouble_s > _limit_s(state, cluster):
         held = f" (its volume can be mounted on node {job.node} only)" if job.node else ""
-        return (
+        return PodStartError(
             f"job {job.name} was deleted: its pods could not start for {in_trouble_s:.0f} s: {trouble}{held}; "
             "ask for less in [cluster] cpu, memory, gpus or nodes, or mend what it names"
         )
     if state.phase != "queued" and spent_s["active"] > cluster.deadline_s + LATE_S:
-        return f"job {job.name} ran for more than cluster.deadline_s = {cluster.deadline_s:g} and was deleted; {where}"
-    return ""
+        return DeadlineError(
+            f"job {job.name} ran for more than cluster.deadline_s = {cluster.deadline_s:g} and was deleted; {where}"
+        )
+    return None
 
 
 def _job_error(job: Job, state: State, cluster: ClusterConfig, job_log: _JobLog) -> DesError:

@@ -210,6 +210,12 @@ def _day_uri(config: Config, day: str, name: str) -> str:
     return storage.join(config.storage.root, "days", day, name)
 
 
+def _held(config: Config, day: str) -> Quarantine | None:
+    """A day's ``quarantine.json``, None where there is none."""
+    uri = _day_uri(config, day, "quarantine.json")
+    return Quarantine.read(uri) if storage.exists(uri) else None
+
+
 def _digest(root: str, day: str) -> str:
     return hashlib.sha256(storage.read_bytes(manifest_uri(root, day))).hexdigest()
 
@@ -223,7 +229,7 @@ def quarantine(run: Run, days: Sequence[str], reasons: tuple[str, ...]) -> None:
         uri = _day_uri(run.config, day, "quarantine.json")
         if day in days:
             Quarantine(day=day, manifest=digest, reasons=reasons, run_key=run.key).write(uri)
-        elif storage.exists(uri) and Quarantine.read(uri).run_key == run.key:
+        elif (held := _held(run.config, day)) is not None and held.run_key == run.key:
             storage.delete(uri)
 
 
@@ -243,19 +249,16 @@ def ingest(config: Config, files: Mapping[str, Sequence[str]], as_of: str) -> di
 
     parts = features.ingest_days(config, files, put_aside)
     for day in parts:
-        uri = _day_uri(config, day, "quarantine.json")
-        if storage.exists(uri) and not Quarantine.read(uri).manifest:
-            storage.delete(uri)
+        held = _held(config, day)
+        if held is not None and not held.manifest:
+            storage.delete(_day_uri(config, day, "quarantine.json"))
     return parts
 
 
 def unusable(config: Config, day: str, files: Sequence[str]) -> bool:
     """Whether a day is in quarantine because these very logs could not be ingested."""
-    uri = _day_uri(config, day, "quarantine.json")
-    if not storage.exists(uri):
-        return False
-    held = Quarantine.read(uri)
-    return not held.manifest and held.logs == _logs(config, files)
+    held = _held(config, day)
+    return held is not None and not held.manifest and held.logs == _logs(config, files)
 
 
 def _logs(config: Config, files: Sequence[str]) -> tuple[str, ...]:
@@ -272,9 +275,8 @@ def quarantined(config: Config, days: Mapping[str, object]) -> dict[str, Quarant
     root = config.features_root
     found: dict[str, Quarantine] = {}
     for day in days:
-        uri = _day_uri(config, day, "quarantine.json")
-        if storage.exists(uri) and not storage.exists(_day_uri(config, day, "accepted.json")):
-            held = Quarantine.read(uri)
+        held = _held(config, day)
+        if held is not None and not storage.exists(_day_uri(config, day, "accepted.json")):
             judged = storage.exists(manifest_uri(root, day)) and held.manifest == _digest(root, day)
             if judged or not held.manifest:
                 found[day] = held

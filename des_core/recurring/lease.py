@@ -10,7 +10,6 @@ stores have no compare-and-swap through pyarrow.fs, so whoever writes reads agai
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
@@ -23,6 +22,7 @@ from des_core import log, storage
 from des_core.config import Config
 from des_core.contracts import Record
 from des_core.errors import BusyError, DamagedError, DesError, UserError
+from des_core.processes import is_alive
 
 PROCESS_S, PIPELINE_S = 90.0, 1800.0
 """A lease ends this long after it was renewed last: one of a process, and of a pipeline whose next pod must start."""
@@ -158,12 +158,4 @@ def _refuse(config: Config, lease: Lease | None) -> NoReturn:
 
 def _dead(lease: Lease) -> bool:
     """Whether the holder was a process of this host that has ended."""
-    if not lease.pid or lease.host != socket.gethostname():
-        return False
-    try:
-        os.kill(lease.pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    return bool(lease.pid) and lease.host == socket.gethostname() and not is_alive(lease.pid)

@@ -9,7 +9,7 @@ import typer
 from des_core.errors import UserError
 from pipelines.commands.options import AsJson, ConfigFile, Experiment, Host, Namespace, Overrides
 from pipelines.commands.output import answer, show
-from pipelines.commands.submit import load_for_pods, show_version, upload, version_facts
+from pipelines.commands.uploading import load_for_pods, show_version, upload, version_facts
 
 app = typer.Typer(help="Run the pipeline on Kubeflow every day, as of yesterday.", no_args_is_help=True)
 

@@ -27,6 +27,8 @@ from des_core.errors import (
     KilledError,
     NotFiniteError,
     OutOfMemoryError,
+    PodStartError,
+    QueueTimeoutError,
     WorkerError,
 )
 from des_core.run import Run, pin
@@ -246,7 +248,7 @@ def test_waiting_in_a_queue_has_its_own_limit_and_is_told(tmp_path: Path, capfd:
     assert re.search(
         r"was deleted after waiting in queue users for \d+ s \(cluster.queue_timeout_s = 0.2\)", str(error)
     )
-    assert len(jobs.deleted) == 1
+    assert len(jobs.deleted) == 1 and type(error) is QueueTimeoutError
     assert "waiting in queue users for 0 s" in capfd.readouterr().err
 
 
@@ -258,7 +260,7 @@ def test_time_in_a_queue_does_not_count_against_the_deadline(tmp_path: Path, mon
     storage.delete(run.path("training.json"))
     error, jobs = failure(run, *[State("running")] * 40)
     assert re.search(r"ran for more than cluster.deadline_s = 0.3 and was deleted", str(error))
-    assert len(jobs.deleted) == 1
+    assert len(jobs.deleted) == 1 and type(error) is DeadlineError
 
 
 def test_trouble_that_lasts_ends_the_wait_and_passing_trouble_does_not(
@@ -269,7 +271,7 @@ def test_trouble_that_lasts_ends_the_wait_and_passing_trouble_does_not(
     image = State("waiting", trouble=Trouble("ImagePullBackOff", "x-worker-0: no such image", True))
     error, jobs = failure(run, *[image] * 40)
     assert re.search(r"pods could not start for \d+ s: ImagePullBackOff: x-worker-0: no such image; ask", str(error))
-    assert len(jobs.deleted) == 1
+    assert len(jobs.deleted) == 1 and type(error) is PodStartError
     # The kubelet alternates between two reasons, with nothing to complain of in between.
     pulls = State("waiting", trouble=Trouble("ErrImagePull", "x-worker-0: no such image", True))
     error, jobs = failure(run, *[image, pulls, State("waiting")] * 20)
@@ -282,7 +284,7 @@ def test_trouble_that_lasts_ends_the_wait_and_passing_trouble_does_not(
     cluster.launch("train", run, jobs=passing)
     storage.delete(run.path("training.json"))
     error, _ = failure(untrained(tmp_path, "cluster.queue_timeout_s=0.2"), *[full] * 40)
-    assert "Unschedulable: 0/1 nodes" in str(error)
+    assert "Unschedulable: 0/1 nodes" in str(error) and type(error) is PodStartError
 
 
 # Before anything is submitted.

@@ -186,7 +186,7 @@ def test_the_same_schedule_again_changes_nothing(
     assert kubeflow.held["recurring_runs"][0]["trigger"] == {"periodic_schedule": {"interval_second": "86400"}}
 
 
-def test_a_changed_schedule_replaces_the_old_one_and_never_are_two_awake(
+def test_a_changed_schedule_replaces_the_old_one_and_no_two_are_ever_enabled(
     capsys: pytest.CaptureFixture[str], kubeflow: KubeflowStub, toml: str
 ) -> None:
     ids = [schedule(capsys, toml)["schedule_id"]]
@@ -209,13 +209,27 @@ def test_a_failure_on_the_way_is_mended_by_the_same_command(
     words = ["schedule", "create", "-c", toml, *settings(), "--interval", "12h"]
     line = refused(capsys, *words, code=1)
     assert "(500): the database is away" in line
-    awake = [one["recurring_run_id"] for one in kubeflow.held["recurring_runs"] if one["mode"] == "ENABLE"]
-    assert len(awake) == 1 or "schedule shop sleeps until the same command succeeds" in line
+    enabled = [one["recurring_run_id"] for one in kubeflow.held["recurring_runs"] if one["mode"] == "ENABLE"]
+    assert len(enabled) == 1 or "schedule shop is disabled until the same command succeeds" in line
     assert schedule(capsys, toml, "--interval", "12h")["done"] in ("replaced", "resumed", "unchanged")
     (held,) = kubeflow.held["recurring_runs"]
     assert held["trigger"] == {"periodic_schedule": {"interval_second": "43200"}}
     assert held["mode"] == "ENABLE"
     assert kubeflow.most_enabled == 1
+
+
+def test_a_half_replaced_schedule_is_not_resumed_and_the_message_says_what_to_run(
+    capsys: pytest.CaptureFixture[str], kubeflow: KubeflowStub, toml: str
+) -> None:
+    schedule(capsys, toml)
+    kubeflow.fail("POST .*:enable", 500)
+    refused(capsys, "schedule", "create", "-c", toml, *settings(), "--interval", "12h", code=1)
+    line = refused(capsys, "schedule", "resume", "shop")
+    assert "schedule shop was left half replaced: a des schedule create was interrupted" in line
+    assert "run the same des schedule create command again" in line
+    assert kubeflow.most_enabled == 1
+    assert schedule(capsys, toml, "--interval", "12h")["done"] == "resumed"
+    assert des(capsys, "schedule", "resume", "shop")[0] == 0
 
 
 def test_schedules_are_listed_paused_resumed_and_deleted(

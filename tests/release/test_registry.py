@@ -60,13 +60,19 @@ def refuse(run: Run) -> tuple[str, pa.Table]:
     raise AssertionError("a run that is registered must not be exported again")
 
 
+def fetched(run: Run, into: str) -> registry.StoredModel:
+    """The champion of the run's name."""
+    config = run.config
+    return registry.fetch(f"models:/{config.run.name}@champion", config.registry.tracking_uri, into)
+
+
 @pytest.fixture(scope="module")
 def first(folder: Path) -> tuple[Run, Reference]:
     run = finished_run(folder)
     ACCEPT.write(run.path("gate.json"))
     storage.write_bytes(run.path("report.html"), b"<p>report")
     assert registry.standing(run) == ("", "", ())
-    assert registry.champion(run.config, str(folder)) is None
+    assert registry.resolve("models:/shop@champion", run.config.registry.tracking_uri) == ""
     assert not (folder / "runs/shop/mlflow.db").exists(), "asking must not make a database"
     reference, adopted = registration.register(run, ACCEPT, export)
     assert not adopted
@@ -114,8 +120,7 @@ def test_a_version_leads_back_to_all_that_made_it(first: tuple[Run, Reference], 
 def test_the_artifact_is_the_export_without_pickle_and_without_what_stays_in_storage(
     first: tuple[Run, Reference], folder: Path
 ) -> None:
-    found = registry.champion(first[0].config, str(folder / "unused"))
-    assert found is not None
+    found = fetched(first[0], str(folder / "unused"))
     assert sorted(path.name for path in Path(found.folder).iterdir()) == ["des.json", "index.npy"]
     assert str(folder / "runs/shop/artifacts") in found.folder
     assert not (folder / "unused").exists(), "a local artifact is read in place"
@@ -415,8 +420,7 @@ def test_where_storage_is_a_bucket_the_model_is_found_without_a_driver_for_it(
 ) -> None:
     run = finished_run(folder, "run.name=cloud", f"storage.root={bucket}/shop")
     assert registered(run, ACCEPT) == ("1", ("candidate", "champion"), True)
-    found = registry.champion(run.config, "unused")
-    assert found is not None
+    found = fetched(run, "unused")
     assert found.folder.startswith(f"{run.config.run.dir}/artifacts/")
     assert sorted(path.name for path in Path(found.folder).iterdir()) == ["des.json", "index.npy"]
     parent = registry.parent(run.config)
@@ -504,8 +508,8 @@ def test_any_folder_can_hold_the_run(tmp_path: Path) -> None:
     registration.register(run, ACCEPT, export)
     assert list(tmp_path.iterdir()) == [folder], "no other folder is made"
     assert (folder / "runs/shop/mlflow.db").exists() and registry.standing(run).champion == "1"
-    found = registry.champion(run.config, str(tmp_path / "unused"))
-    assert found is not None and Path(found.folder).is_relative_to(folder)
+    found = fetched(run, str(tmp_path / "unused"))
+    assert Path(found.folder).is_relative_to(folder)
     (shown,) = re.findall(r"--backend-store-uri (.*)", summary.mlflow_ui(run.config.registry.tracking_uri))
     assert sqlite_path(shlex.split(shown)[0]) == str(folder / "runs/shop/mlflow.db")
 
@@ -761,6 +765,26 @@ try:
 except DesError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
+
+
+def test_a_locked_database_is_known_by_sqlites_code_whatever_wraps_it(tmp_path: Path) -> None:
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.exc import OperationalError
+
+    uri = sqlite_address(str(tmp_path / "x.db"))
+    with contextlib.closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as other:
+        other.execute("create table t (a)")
+        other.execute("begin exclusive")
+        engine = create_engine(uri, connect_args={"timeout": 0})
+        with pytest.raises(OperationalError) as caught, engine.connect() as connection:
+            connection.execute(text("insert into t values (1)"))
+        engine.dispose()
+    # As MLflow's session raises it, with a text of its own.
+    wrapped = MlflowException("something failed")  # type: ignore[no-untyped-call]
+    wrapped.__cause__ = caught.value
+    assert mlflow_client._passes(uri, caught.value) and mlflow_client._passes(uri, wrapped)
+    assert not mlflow_client._passes(uri, MlflowException("database is locked, says a user's text"))  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("size", [50_000, 500_000])

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
-from des_core import storage
+from des_core import remote, storage
 from des_core.data.read.hashing import I64, Array
 from des_core.errors import DataError, UnusableLogsError
 
@@ -139,6 +139,7 @@ def _opened(path: str) -> Iterator[Any]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; correct the path") from None
     except (OSError, pa.ArrowException) as error:
+        remote.raise_passing(path, error)
         raise UnusableLogsError(f"{path}: cannot be read, is it whole? ({one_line(error)})") from None
 
 

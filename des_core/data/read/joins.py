@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from des_core import storage
+from des_core import remote, storage
 from des_core.config import JoinConfig, SourceConfig
 from des_core.contracts import Form
 from des_core.data.read.blocks import one_line
@@ -92,6 +92,7 @@ def _read(join: JoinConfig, source: SourceConfig) -> pa.Table:
         try:
             table = pq.read_table(path, filesystem=filesystem)
         except (OSError, pa.ArrowException) as error:
+            remote.raise_passing(join.path, error)
             raise DataError(f"{join.path}: not a whole Parquet file ({one_line(error)})") from None
         return pa.table(
             {name: column_without_missing(table.column(name), source.missing) for name in table.column_names}

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from pyarrow import fs as pafs
 
-from des_core import storage
+from des_core import remote, storage
 from des_core.errors import DataError, NoLogsError
 
 DAY = "{day}"
@@ -85,6 +85,7 @@ def digest_of(path: str) -> str:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; correct the path") from None
     except OSError as error:
+        remote.raise_passing(path, error)
         raise DataError(f"{path}: cannot be read ({error})") from None
     return digest.hexdigest()
 

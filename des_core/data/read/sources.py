@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from des_core import log, storage
+from des_core import log, remote, storage
 from des_core.config import Config, SourceConfig
 from des_core.contracts import FieldSpec
 from des_core.data.read import libsvm, synthetic
@@ -249,6 +249,7 @@ def _read_parquet(path: str, missing: Sequence[str], choose: Callable[[list[str]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; correct the path") from None
     except (OSError, pa.ArrowException) as error:
+        remote.raise_passing(path, error)
         raise UnusableLogsError(f"{path}: not a whole Parquet file ({one_line(error)})") from None
 
 

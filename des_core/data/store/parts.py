@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from des_core import log, storage
+from des_core import log, remote, storage
 from des_core.contracts import ROW, ROW_GROUP, TIME, Form, Part, Record, Reference
 from des_core.errors import DamagedError, StorageError
 
@@ -166,7 +166,12 @@ def open_rows(root: str, part: Part) -> pq.ParquetFile:
 
 
 def damaged(uri: str, error: Exception) -> StorageError:
-    """The error of a part that cannot be read as it was written."""
+    """The error of a part that cannot be read as it was written.
+
+    Raises:
+        UnavailableError: nothing is known of the part, because the store does not answer.
+    """
+    remote.raise_passing(uri, error)
     why = " ".join(str(error).split())[:200]
     return StorageError(f"{uri} is damaged or missing ({why}); delete its folder and run des ingest again")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import sqlite3
 import warnings
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING
 from des_core import remote
 from des_core.addresses import SQLITE, sqlite_address, sqlite_path
 from des_core.config import Config
-from des_core.errors import RegistryError, StorageError, of_system
+from des_core.errors import DesError, RegistryError, StorageError, of_system
+from des_core.processes import is_alive
 from des_core.release.registry import availability
 from des_core.run import Run
 from des_core.secrets import hidden
@@ -46,7 +46,7 @@ def _make_database(uri: str) -> None:
         os.replace(path, f"{path}.half-made")
     for stale in Path(path).parent.glob(f"{Path(path).name}.partial-*"):
         owner = stale.name.rpartition("-")[2].partition(".")[0]
-        if not (owner.isdecimal() and os.path.exists(f"/proc/{owner}")):
+        if not (owner.isdecimal() and is_alive(int(owner))):
             stale.unlink(missing_ok=True)
     partial = f"{path}.partial-{os.getpid()}"
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -110,15 +110,40 @@ def connect(uri: str) -> Iterator[MlflowClient]:
         except (MlflowException, SQLAlchemyError, CommandError, OSError, sqlite3.Error) as error:
             if _passes(uri, error):
                 raise availability.unavailable(uri, error) from None
-            full = of_system(error) if isinstance(error, OSError) else None
-            if full is None and re.search(r"disk is full|disk I/O error|No space left", str(error)):
-                full = StorageError(f"{hidden(uri)}: the disk is full or at fault; make room and start it again")
+            full = _of_disk(uri, error)
             if full is not None:
                 raise full from None
             line = " ".join(str(error).replace(uri, hidden(uri)).split())[:300]
             raise RegistryError(f"MLflow at {hidden(uri)} refused: {line}") from None
         finally:
             _drop_misread_folder(uri)
+
+
+def _of_disk(uri: str, error: Exception) -> DesError | None:
+    """The error of one line for a full or faulty disk under MLflow, whatever MLflow wrapped it in; None for others."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and (refused := of_system(cause)) is not None:
+            return refused
+        if _sqlite_code(cause) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            return StorageError(f"{hidden(uri)}: the disk is full or at fault; make room and start it again")
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it was raised from or while handling, SQLAlchemy's original ones too; each once."""
+    left, seen = [error], set[int]()
+    while left:
+        cause = left.pop()
+        if id(cause) not in seen:
+            seen.add(id(cause))
+            yield cause
+            more = (cause.__cause__, cause.__context__, getattr(cause, "orig", None))
+            left += [each for each in more if isinstance(each, BaseException)]
+
+
+def _sqlite_code(error: BaseException) -> int:
+    """SQLite's primary result code, 0 for other errors; its higher bits say more than is asked here."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _drop_misread_folder(uri: str) -> None:
@@ -138,7 +163,7 @@ def _passes(uri: str, error: Exception) -> bool:
     from sqlalchemy.exc import OperationalError
 
     if uri.startswith("sqlite:"):
-        return "database is locked" in str(error)
+        return any(_sqlite_code(cause) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) for cause in _causes(error))
     if isinstance(error, OperationalError):
         return True
     if not isinstance(error, MlflowException):

@@ -76,15 +76,6 @@ class Parent(NamedTuple):
     """Reference of its checkpoint, the path relative to storage.root."""
 
 
-def champion(config: Config, into: str) -> StoredModel | None:
-    """The champion of the run's name, or None; a remote artifact is downloaded into the folder ``into``."""
-    if not availability.has_database(config.registry.tracking_uri, wait_s(config)):
-        return None
-    with connect(config.registry.tracking_uri) as client:
-        version = by_alias(client, config.run.name, "champion")
-        return None if version is None else _download(client, version, into)
-
-
 def parent(config: Config) -> Parent | None:
     """The champion of the run's name, from its tags; None without one.
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from des_core import log, storage
 from des_core.errors import DamagedError, StorageError
+from des_core.processes import is_alive
 
 LIMIT_BYTES = 8 << 30
 PIECE = 1 << 22
@@ -61,7 +62,7 @@ def make_room(size: int) -> None:
     with os.scandir(folder()) as entries:
         for entry in entries:
             owner = entry.name.rpartition(".partial-")[2]
-            if ".partial-" in entry.name and not os.path.exists(f"/proc/{owner}"):
+            if ".partial-" in entry.name and not (owner.isdecimal() and is_alive(int(owner))):
                 os.remove(entry.path)
                 continue
             with suppress(FileNotFoundError):
