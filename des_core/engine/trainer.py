@@ -30,11 +30,12 @@ from des_core.data.feed.prefetch import ahead
 from des_core.engine.evaluator import columns, predict
 from des_core.engine.exchange.collectives import WAYS, Collectives, entry
 from des_core.engine.exchange.plan import Link, Traffic, home_edges
+from des_core.engine.first_bias import first_bias
 from des_core.engine.process import main
 from des_core.engine.training_report import added, training_report
 from des_core.engine.training_state import MEASURED, TrainingState, find_checkpoint
 from des_core.engine.weights.saving import Saver
-from des_core.engine.worker import NotFinite, Ready, StepPause, worker_of
+from des_core.engine.worker import DENSE, NotFinite, Ready, StepPause, worker_of
 from des_core.errors import NotFiniteError
 from des_core.run import Run
 
@@ -127,6 +128,12 @@ class Trainer:
 
     def _train(self) -> None:
         self._settle()
+        at = self.at
+        if at.step == at.first_step and (not at.step or DENSE in at.fresh):
+            # Whatever went on from other weights has their bias.
+            bias = first_bias(self.run.dataset, self.worker.dataset, self.peers)
+            with torch.no_grad():
+                self.worker.model.bias.fill_(bias)
         while not self.at.done and self.at.epoch < self._epochs and not self._stopped:
             if self._epoch():
                 self._finish_epoch()

@@ -52,6 +52,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 NAMED = 5
 """Samples that a refusal names."""
+DENSE = "dense layers"
+"""What a warm start calls all weights that are no rows."""
 
 
 class NotFinite(NotFiniteError):
@@ -166,7 +168,7 @@ class Worker:
         if its.fields == self.shape.fields and not fresh and kept >= set(its.fields):
             saving.load_dense(reference, manifest, self.model, self.dense)
         else:
-            fresh.append("dense layers")
+            fresh.append(DENSE)
         return manifest, fresh
 
     def stream(self, split: str, extra: tuple[str, ...] = (), shuffle: bool = False) -> Stream:
