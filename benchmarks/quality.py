@@ -4,7 +4,8 @@
 
 ``synthetic`` are the planted logs of configs/demo.toml: besides AUC, the share of the gap between LR and the
 generator's own probabilities that a model recovers. ``movielens`` is configs/movielens.toml (clicks are ratings of
-at least 4, 80/10/10) split at random, ``movielens-time`` in order of time; both need DES_DATA. All models of a data set
+at least 4, 80/10/10) split at random, ``movielens-time`` in order of time, ``criteo`` is
+configs/criteo.toml; all three need DES_DATA. All models of a data set
 have the same data, epochs and optimizers. ``--set KEY=VALUE`` adds a setting to all runs, e.g. train.payload=bf16.
 """
 
@@ -31,6 +32,7 @@ CONFIGS = {
     "synthetic": ("demo.toml", ["train.epochs=8"]),
     "movielens": ("movielens.toml", []),
     "movielens-time": ("movielens.toml", ["split.by=time"]),
+    "criteo": ("criteo.toml", []),
 }
 
 
@@ -64,7 +66,11 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], dest="settings", metavar="KEY=VALUE")
     wanted = parser.parse_args()
     for data in wanted.data:
-        print("| data | model | workers | seed | test AUC | log loss | GAUC | recovered |", "|---" * 8 + "|", sep="\n")
+        print(
+            "| data | model | workers | seed | test AUC | log loss | NE | GAUC | recovered |",
+            "|---" * 9 + "|",
+            sep="\n",
+        )
         found: dict[tuple[str, int], list[float]] = {}
         for seed in wanted.seeds:
             with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +85,7 @@ def _one_seed(
     data: str, seed: int, folder: str, wanted: argparse.Namespace, found: dict[tuple[str, int], list[float]]
 ) -> None:
     """A row of the table per model and number of workers, all on the same rows."""
-    des("ingest", data, folder, [f"run.seed={seed}"])
+    des("ingest", data, folder, [f"run.seed={seed}", *wanted.settings])
     best = truth_auc(folder) if data == "synthetic" else None
     linear = None
     for model in sorted(wanted.models, key=lambda name: name != "lr"):
@@ -90,7 +96,8 @@ def _one_seed(
             linear = report["auc"] if model == "lr" else linear
             recovered = f"{(report['auc'] - linear) / (best - linear):.3f}" if best and linear else ""
             found.setdefault((model, workers), []).append(report["auc"])
-            quality = f"{report['auc']:.4f} | {report['logloss']:.4f} | {report['gauc']:.4f} | {recovered}"
+            quality = f"{report['auc']:.4f} | {report['logloss']:.4f} | {report['ne']:.4f} | "
+            quality += f"{report.get('gauc') or float('nan'):.4f} | {recovered}"
             print(f"| {data} | {model} | {workers} | {seed} | {quality} |", flush=True)
 
 

@@ -81,6 +81,7 @@ def train(
     table = trainer.worker.table
     answer = {"logits": torch.logit(scores).tolist(), "rows": table.used, "step": trainer.at.step}
     if dump:
+        answer["bias"] = float(trainer.worker.model.bias)
         answer["table"] = dict(zip(map(str, table.ids.tolist()), table.rows_SK.tolist(), strict=True))
         answer["statistics"] = table.statistics()
     return answer
