@@ -21,9 +21,12 @@ from des_core.checkpoint import manifest as manifests
 from des_core.checkpoint.compaction import joined
 from des_core.checkpoint.layers import Layers, Rows
 from des_core.checkpoint.manifest import Manifest
-from des_core.contracts import ROW_GROUP, FieldSpec, Reference
+from des_core.contracts import FieldSpec, Reference
 from des_core.data.feed.batches import keys_of
 from des_core.engine.weights.optimizer import Decay
+
+GROUP = 1 << 15
+"""Rows of a row group."""
 
 
 def export_parquet(
@@ -51,9 +54,9 @@ def export_parquet(
         rows = 0
         with (
             storage.writer(storage.join(folder, f"{table}.parquet")) as file,
-            pq.ParquetWriter(file, schema) as parquet,
+            pq.ParquetWriter(file, schema, use_dictionary=["field"]) as parquet,
         ):
-            for piece, _ in joined(layers.between(table), ROW_GROUP):
+            for piece, _ in joined(layers.between(table), GROUP):
                 records = _records(piece, table, names, manifest, schema)
                 parquet.write_batch(records)
                 rows += records.num_rows
