@@ -94,6 +94,11 @@ def test_a_wrong_value_is_told_with_what_it_must_be(base: Path, override: str, m
     [
         (["model.name=deepfmm"], "model.name: unknown model 'deepfmm'; did you mean deepfm?"),
         (
+            ["train.lr_schedule=step"],
+            "train: lr_schedule = 'step' needs lr_decay_steps, after so many of which rates are multiplied",
+        ),
+        (["train.lr_decay_steps=9"], "train: lr_decay_steps needs lr_schedule = 'cosine' or 'step'"),
+        (
             ["table.admit_count=2", "table.admit_probability=0.5"],
             "table: admit_count and admit_probability are two ways to admit; set one of them",
         ),

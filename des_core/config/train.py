@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from des_core import log
 from des_core.config.section import EXPERT, NonNegative, Section
 
-STEERING = ("batch", "shuffle", "early_stop", "lr_drop", "precision", "payload", "lanes")
+STEERING = (
+    "batch",
+    "shuffle",
+    "early_stop",
+    "lr_drop",
+    "lr_schedule",
+    "warmup_steps",
+    "lr_decay_steps",
+    "lr_gamma",
+    "max_grad_norm",
+    "precision",
+    "payload",
+    "lanes",
+)
 """Keys of [train] that decide the weights at each step."""
 
 
@@ -34,6 +47,27 @@ class TrainConfig(Section):
         gt=0,
         le=1,
         description="Multiply both learning rates by this after an epoch without a better valid metric.",
+    )
+    lr_schedule: Literal["constant", "cosine", "step"] = Field(
+        "constant",
+        description="Factor of both learning rates over the run's steps: constant; cosine: half a cosine from 1 to "
+        "0 over lr_decay_steps; step: times lr_gamma after every lr_decay_steps.",
+    )
+    warmup_steps: int = Field(
+        0,
+        ge=0,
+        description="Both learning rates rise linearly over the run's first so many steps; lr_schedule follows.",
+    )
+    lr_decay_steps: int = Field(
+        0,
+        ge=0,
+        description="Steps of lr_schedule; 0, for cosine only: all steps of the run's epochs after the warm-up.",
+    )
+    lr_gamma: float = Field(0.1, gt=0, le=1, description="lr_schedule = 'step': factor after every lr_decay_steps.")
+    max_grad_norm: NonNegative = Field(
+        0.0,
+        description="Scale the gradients of a step down so that their norm, over all rows and dense weights of all "
+        "workers together, is at most this; 0: leave them.",
     )
     keep: Literal["best", "last"] = Field("best", description="The epoch whose weights are evaluated and registered.")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -87,6 +121,14 @@ class TrainConfig(Section):
     worker_memory_mb: int = Field(
         0, ge=0, description="Most MiB of rows that the placement gives to one worker; 0: no limit."
     )
+
+    @model_validator(mode="after")
+    def _schedule_has_steps(self) -> TrainConfig:
+        if self.lr_schedule == "step" and not self.lr_decay_steps:
+            raise ValueError("lr_schedule = 'step' needs lr_decay_steps, after so many of which rates are multiplied")
+        if self.lr_schedule == "constant" and self.lr_decay_steps:
+            raise ValueError("lr_decay_steps needs lr_schedule = 'cosine' or 'step'")
+        return self
 
     @field_validator("early_stop", mode="before")
     @classmethod

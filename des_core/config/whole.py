@@ -151,6 +151,9 @@ class Config(Section):
         """sha256 of what decides the weights at each step: not how many workers compute it, nor when it stops."""
         content = self.model_dump(mode="json", include={"model", "optimizer", "table"})
         content["train"] = {key: getattr(self.train, key) for key in STEERING}
+        if self.train.lr_schedule == "cosine" and not self.train.lr_decay_steps:
+            # It ends with the run: how long that is decides the rate of each step.
+            content["train"]["epochs"] = self.train.epochs
         content["seed"] = self.run.seed
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

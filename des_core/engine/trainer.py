@@ -32,6 +32,7 @@ from des_core.engine.exchange.collectives import WAYS, Collectives, entry
 from des_core.engine.exchange.plan import Link, Traffic, home_edges
 from des_core.engine.first_bias import first_bias
 from des_core.engine.process import main
+from des_core.engine.schedule import rate_factor
 from des_core.engine.training_report import added, training_report
 from des_core.engine.training_state import MEASURED, TrainingState, find_checkpoint
 from des_core.engine.weights.saving import Saver
@@ -226,7 +227,7 @@ class Trainer:
         self._begun = {step: place for step, place in self._begun.items() if step >= at.step}
         self._begun[at.step + 1] = (at.epoch, at.cursor)
         with self._explaining():
-            loss = self.worker.step(ready, at.rate_scale)
+            loss = self.worker.step(ready, at.rate_scale * self._rate_factor(at.step + 1))
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         self._window.append(loss)
@@ -268,9 +269,17 @@ class Trainer:
         worker = bisect_right(edges, error.positions[0]) - 1
         return f"{error.what} on worker {worker}, sample {', '.join(names)}; {error.fix}"
 
+    def _rate_factor(self, step: int) -> float:
+        """What the schedule makes of both learning rates at a step."""
+        return rate_factor(self.run.config.train, step - self.at.first_step, self._epoch_steps)
+
+    @property
+    def _epoch_steps(self) -> int:
+        """Steps of all epochs of the run."""
+        return self._epochs * -(-self.stream.samples // self.run.config.train.batch)
+
     def _total_steps(self) -> int:
-        settings = self.run.config.train
-        total = self.at.first_step + self._epochs * -(-self.stream.samples // settings.batch)
+        total = self.at.first_step + self._epoch_steps
         return min(total, self._last_step) if self._last_step else total
 
     def _tell(self, loss: float) -> None:

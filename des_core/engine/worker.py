@@ -245,8 +245,11 @@ class Worker:
         with profile.phase("backward"):
             self.dense.zero_gradients()
             loss.backward()
-            mean = self._accept(self._sum_dense_gradients(loss.detach()), loss_b.detach(), ready, home)
+            summed, squares = self._sum_dense_gradients(loss.detach(), self._row_squares(shard))
+            mean = self._accept(summed, loss_b.detach(), ready, home)
         with profile.phase("update"), torch.no_grad():
+            if squares is not None:
+                self._clip(shard, squares)
             self._update_dense(settings.dense.learning_rate * rate_scale)
             self._update_rows(shard, ready, rate)
         if ready.routing is not None:
@@ -376,8 +379,32 @@ class Worker:
     def _update_dense(self, rate: float) -> None:
         self.dense.step(rate)
 
-    def _sum_dense_gradients(self, loss: Tensor) -> Tensor:
-        """Complete all dense gradients in one sum over workers; the batch's mean loss.
+    def _row_squares(self, shard: Shard) -> Tensor | None:
+        """The sum of squares [1] of the gradients of the rows owned here, complete by now; None: nothing is clipped."""
+        if not self.plan.clips:
+            return None
+        gradient_UK = shard.rows_UK.grad
+        return shard.rows_UK.new_zeros(1) if gradient_UK is None else gradient_UK.square().sum().reshape(1)
+
+    def _clip(self, shard: Shard, squares: Tensor) -> None:
+        """Scale all gradients down to ``max_grad_norm``, as torch.nn.utils.clip_grad_norm_ of one dense model would.
+
+        Args:
+            squares: those of all rows' gradients, over all workers.
+        """
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.sqrt(squares.sum() + sum(gradient.square().sum() for gradient in gradients))
+        scale = (self.run.config.train.max_grad_norm / (norm + 1e-6)).clamp(max=1)
+        for gradient in gradients:
+            gradient.mul_(scale)
+        self._scale_rows(shard, scale)
+
+    def _scale_rows(self, shard: Shard, scale: Tensor) -> None:
+        if shard.rows_UK.grad is not None:
+            shard.rows_UK.grad.mul_(scale)
+
+    def _sum_dense_gradients(self, loss: Tensor, squares: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Complete all dense gradients in one sum over workers; the batch's mean loss, and ``squares`` of all workers.
 
         Where what follows the totals is replicated, every worker's gradient of it is 1/N of the whole.
         """
@@ -387,17 +414,17 @@ class Worker:
         for name in gradients.keys() - summed:
             gradients[name] *= workers
         sent = {"dense gradients": torch.cat([part.reshape(-1) for part in parts])} if parts else {}
-        if self.plan.replicated:
-            total = self.peers.all_reduce(sent, "backward") if sent else {}
-            mean = loss * workers
-        else:
-            total = self.peers.all_reduce(sent | {"metrics": loss.reshape(1)}, "backward")
-            mean = total["metrics"][0]
+        numbers = [] if self.plan.replicated else [loss.reshape(1)]
+        numbers += [] if squares is None else [squares]
+        if numbers:
+            sent["metrics"] = torch.cat(numbers)
+        total = self.peers.all_reduce(sent, "backward") if sent else {}
+        mean = loss * workers if self.plan.replicated else total["metrics"][0]
         if parts:
             pieces = total["dense gradients"].split([part.numel() for part in parts])
             for part, piece in zip(parts, pieces, strict=True):
                 part.copy_(piece.view_as(part))
-        return mean
+        return mean, None if squares is None else total["metrics"][-1:]
 
     def _update_rows(self, shard: Shard, ready: Ready, rate: float) -> None:
         rows_UK, gradient_UK, found_U = shard.rows_UK, shard.rows_UK.grad, ready.staged.slots_U

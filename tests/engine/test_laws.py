@@ -134,8 +134,10 @@ def test_a_batch_smaller_than_the_workers(group: Callable[[int], Group], tmp_pat
 @pytest.mark.parametrize("workers", [1, 3])
 def test_resumed_is_never_stopped(group: Callable[[int], Group], tmp_path: Path, workers: int) -> None:
     """Stopped inside epoch 2 by max_steps, then resumed to step 20: the same bits."""
-    sections: dict[str, Any] = {"model": {"batch_norm": True, "dropout": 0.3}, "optimizer": ADAM}
-    schedule = {"epochs": 3, "lr_drop": 0.5, "patience": 9}
+    rows = {"name": "adamw", "learning_rate": 0.01, "weight_decay": 0.1}
+    sections: dict[str, Any] = {"model": {"batch_norm": True, "dropout": 0.3}, "optimizer": ADAM | {"rows": rows}}
+    schedule: dict[str, Any] = {"epochs": 3, "lr_drop": 0.5, "patience": 9}
+    schedule |= {"lr_schedule": "cosine", "warmup_steps": 5, "max_grad_norm": 0.02}
     whole = train(group(workers), tmp_path / "a", train={"max_steps": 20} | schedule, **sections)
     stopped = train(group(workers), tmp_path / "b", train={"max_steps": 13} | schedule, **sections)
     resumed = train(group(workers), tmp_path / "b", resume=True, train={"max_steps": 20} | schedule, **sections)
@@ -171,6 +173,7 @@ def test_counted_bytes_are_the_predicted_ones(
         root = tmp_path / str(workers)
         model = {"name": name, "batch_norm": True}
         how = {"upper": kind, "exchange": "sum"} if kind == "replicated" else {"exchange": kind}
+        how |= {"max_grad_norm": 1.0} if name == "fm" else {}
         train(group(workers), root, model=model, train={"max_steps": 11, "workers": workers, **how})
         (folder,) = (root / "runs").iterdir()
         exchange = json.loads((folder / "training.json").read_text())["exchange"]

@@ -283,7 +283,8 @@ def test_caught_up_adamw_decays_every_row_at_every_step(dtype: torch.dtype, tole
         return rows[slots] * torch.from_numpy(decay.missed(last[slots], step)).to(dtype)[:, None]
 
     for step, (slots, gradient) in enumerate(batches(3, steps=60), 1):
-        rate = 0.05 if step <= 20 else 0.02 if step <= 45 else 0.01
+        # Constant, then falling with every step.
+        rate = 0.05 if step <= 20 else 0.02 if step <= 30 else 0.02 * (61 - step) / 30
         g = gradient.to(dtype)
         rows[slots] = caught_up(slots, step)
         decay.record(step, rate * config.weight_decay)
@@ -296,7 +297,9 @@ def test_caught_up_adamw_decays_every_row_at_every_step(dtype: torch.dtype, tole
         size = rate * math.sqrt(1 - 0.999**step) / (1 - 0.9**step)
         expected[slots] -= size * first[slots] / (second[slots].sqrt() + 1e-8)
         decay = Decay(json.loads(json.dumps(decay.pieces)))
-    assert len(decay.pieces) == 3
+    assert len(decay.pieces) == 2 + 29
+    on_device = decay.missed_on(torch.from_numpy(last.astype(np.int64)), 61)
+    np.testing.assert_allclose(on_device.numpy(), decay.missed(last, 61), rtol=1e-13)
     assert_same(caught_up(torch.arange(ROWS), 61), expected, tolerance)
 
 

@@ -59,6 +59,7 @@ class Pooled:
     squares: bool
     seed: int = 0
     gradients: list[Tensor] = field(default_factory=list)
+    _sums_PK: Tensor | None = None
 
     @property
     def shape(self) -> dict[str, Any]:
@@ -92,10 +93,42 @@ class Pooled:
         summed_BK, vectors_BOk, squares_B = _Pool.apply(anchor, self)  # type: ignore[no-untyped-call]
         return summed_BK, vectors_BOk, squares_B
 
+    def row_squares(self, segments: Segments) -> Tensor:
+        """The sum of squares [1] of all rows' gradients, of a backward that is done."""
+        rows, lookups = self.rows, len(self.slots_L)
+        if not self.gradients or not lookups:
+            return torch.zeros(1, dtype=rows.dtype, device=rows.device)
+        self._sums_PK = self._sum_gradients(segments)
+        programs = grid(lookups, row_kernels.ROWS)
+        squares = torch.zeros(programs[0], dtype=rows.dtype, device=rows.device)
+        row_kernels.square_rows[programs](
+            segments.first_U, self._sums_PK, segments.sizes_2, squares, K=rows.width, WIDE=self.shape["WIDE"],
+            DTYPE=self.shape["DTYPE"], BLOCK=row_kernels.ROWS,
+        )  # fmt: skip
+        return squares.sum().reshape(1)
+
+    def scale(self, factor: Tensor) -> None:
+        """Multiply the rows' gradients, whose squares were summed before, by a number on the device."""
+        if self._sums_PK is not None:
+            # What lies behind the last piece is anything, and is never read.
+            self._sums_PK.mul_(factor)
+
     def update(self, segments: Segments, config: OptimizerConfig, step: int, rate: float, finite: Tensor) -> None:
         """Apply a rule to the rows, unless ``finite`` (a number on the device) is zero."""
         if not self.gradients:
             return
+        rows, lookups = self.rows, len(self.slots_L)
+        sums_PK = self._sum_gradients(segments) if self._sums_PK is None else self._sums_PK
+        self._sums_PK = None
+        numbers = sent(torch.tensor(rule_numbers(config, rows.width, step, rate), dtype=rows.dtype), rows.device)
+        row_kernels.update_rows[grid(lookups, row_kernels.ROWS)](
+            segments.slots_U, segments.first_U, sums_PK, segments.sizes_2, finite, numbers, rows.bases, rows.states,
+            self.ids_S, self._draw_key(step, 0x726F756E64), RULE=RULES[config.name], Z=rows.state_width,
+            STATE_STRIDE=rows.state_stride, **self.shape, BLOCK=row_kernels.ROWS,
+        )  # fmt: skip
+
+    def _sum_gradients(self, segments: Segments) -> Tensor:
+        """The gradient of each piece's row, by the lookups of the piece."""
         rows, lookups = self.rows, len(self.slots_L)
         pieces = lookups + lookups // row_kernels.PIECE + 1
         sums_PK = torch.empty(pieces, rows.width, dtype=rows.dtype, device=rows.device)
@@ -104,12 +137,7 @@ class Pooled:
             rows.bases, *self.gradients, sums_PK, self.fields, **self.shape, BY_FIELD=self.by_field,
             SQUARES=self.squares, BLOCK=row_kernels.ROWS,
         )  # fmt: skip
-        numbers = sent(torch.tensor(rule_numbers(config, rows.width, step, rate), dtype=rows.dtype), rows.device)
-        row_kernels.update_rows[grid(lookups, row_kernels.ROWS)](
-            segments.slots_U, segments.first_U, sums_PK, segments.sizes_2, finite, numbers, rows.bases, rows.states,
-            self.ids_S, self._draw_key(step, 0x726F756E64), RULE=RULES[config.name], Z=rows.state_width,
-            STATE_STRIDE=rows.state_stride, **self.shape, BLOCK=row_kernels.ROWS,
-        )  # fmt: skip
+        return sums_PK
 
     def catch_up(self, segments: Segments, factors_U: Tensor, step: int) -> None:
         """Multiply the batch's rows by the decay that they have missed."""

@@ -206,6 +206,25 @@ def decay_rows(
 
 
 @triton.jit
+def square_rows(
+    first_U, sums_PK, sizes, squares_B, K: tl.constexpr, WIDE: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The sum of squares of some rows' gradients, a number for each program."""
+    u = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    active = u < tl.load(sizes)
+    at = tl.load(first_U + u, mask=active, other=0)
+    stop = tl.load(first_U + u + 1, mask=active, other=0)
+    column = tl.arange(0, WIDE)
+    g = tl.zeros([BLOCK, WIDE], DTYPE)
+    while tl.max(stop - at) > 0:
+        going = active & (at < stop)
+        place = sums_PK + at[:, None] * K + column[None, :]
+        g += tl.load(place, mask=going[:, None] & (column < K)[None, :], other=0)
+        at += 1
+    tl.store(squares_B + tl.program_id(0), tl.sum(tl.sum(g * g, 1), 0))
+
+
+@triton.jit
 def update_rows(
     slots_U, first_U, sums_PK, sizes, finite, numbers, bases, states, ids_S, key,
     RULE: tl.constexpr, K: tl.constexpr, Z: tl.constexpr, WIDE: tl.constexpr, STRIDE: tl.constexpr,

@@ -151,6 +151,16 @@ class DeviceWorker(Worker):
         assert isinstance(shard, DeviceShard) and shard.pooled is not None and shard.segments is not None
         shard.pooled.update(shard.segments, self.run.config.optimizer.rows, ready.step, rate, self._finite)
 
+    def _row_squares(self, shard: Shard) -> Tensor | None:
+        if not self.plan.clips:
+            return None
+        assert isinstance(shard, DeviceShard) and shard.pooled is not None and shard.segments is not None
+        return shard.pooled.row_squares(shard.segments)
+
+    def _scale_rows(self, shard: Shard, scale: Tensor) -> None:
+        assert isinstance(shard, DeviceShard) and shard.pooled is not None
+        shard.pooled.scale(scale)
+
     def _update_dense(self, rate: float) -> None:
         self.dense.step_if(rate, self._finite)
 

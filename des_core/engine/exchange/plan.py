@@ -94,6 +94,8 @@ class Plan:
     payload_bytes: int
     """Of a number of partials, vectors and rows on the wire."""
     traffic: Traffic = Traffic(0, 0)
+    clips: bool = False
+    """Whether gradients are clipped by their norm: the squares of rows' gradients are one more number to sum."""
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -168,7 +170,7 @@ class Plan:
             forward["batch norm"] = backward["batch norm"] = around * sum(2 * units for units in self._norms())
         sizes = {name: p.numel() for name, p in self.model.named_parameters()}
         backward["dense gradients"] = around * sum(sizes[name] for name in self.summed)
-        backward["metrics"] = 0.0 if self.replicated else around * METRICS
+        backward["metrics"] = around * ((0 if self.replicated else METRICS) + self.clips)
         ways = zip(WAYS, (forward, backward), strict=True)
         return {entry(line, way): count for way, sums in ways for line, count in sums.items()}
 
@@ -176,7 +178,7 @@ class Plan:
         """Collectives of one step."""
         inner: int = sum(len(op.inner) for name, op in self.model.by_name.items() if self.choice[name] == "sum")
         if self.replicated:
-            return 1 + 2 * inner + bool(self.summed)
+            return 1 + 2 * inner + bool(self.summed or self.clips)
         return 2 * inner + 2 * len(self._norms()) + (5 if self.rows else 3)
 
     def cost(self, samples: int, link: Link | None) -> float:
@@ -232,7 +234,8 @@ def layout(
     payload = 2 if config.train.payload == "bf16" else size
     nothing = Traffic(0, 0)
     traffic = sampled_traffic(dataset, reference, placement, config.train.batch, workers) if measured else nothing
-    base = Plan(model, {}, False, len(rows), owned, size, payload, traffic)
+    clips = bool(config.train.max_grad_norm)
+    base = Plan(model, {}, False, len(rows), owned, size, payload, traffic, clips)
     return placement, base
 
 

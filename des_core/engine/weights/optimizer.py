@@ -43,6 +43,7 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from des_core.config import OptimizerConfig
+from des_core.engine.device.support import sent
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -278,22 +279,38 @@ class Decay:
 
     Args:
         pieces: ``[first step, share]`` each, as ``pieces`` holds them: every step from the first one on takes
-            that share, learning rate times weight decay, off each weight.
+            that share, learning rate times weight decay, off each weight. Under a schedule each step has its own.
     """
 
     def __init__(self, pieces: Iterable[Sequence[float]] = ()) -> None:
-        self.pieces: list[tuple[int, float]] = [(int(first), share) for first, share in pieces]
+        self.pieces: list[tuple[int, float]] = []
+        # Of each piece the last step before it, log(1 - share), and the logs of all steps up to it; the first takes
+        # none.
+        self._columns_3C = np.zeros((3, 16))
+        self._on_device: Tensor | None = None
+        for first, share in pieces:
+            self._append(int(first), share)
 
     def record(self, step: int, share: float) -> None:
         """Note the share that ``step`` takes, later than all before it."""
         if share != (self.pieces[-1][1] if self.pieces else 0.0):
-            self.pieces.append((step, share))
+            self._append(step, share)
+
+    def _append(self, step: int, share: float) -> None:
+        self.pieces.append((step, share))
+        at = len(self.pieces)
+        if at == self._columns_3C.shape[1]:
+            self._columns_3C = np.concatenate([self._columns_3C, np.zeros_like(self._columns_3C)], 1)
+            self._on_device = None
+        start, log, total = self._columns_3C[:, at - 1]
+        self._columns_3C[:, at] = step - 1, math.log1p(-share), total + (step - 1 - start) * log
+        if self._on_device is not None:
+            column = torch.from_numpy(self._columns_3C[:, at : at + 1].copy())
+            self._on_device[:, at : at + 1] = sent(column, self._on_device.device)
 
     def missed(self, previous_U: Array, step: int) -> Array:
         """Factors, float64 [U]: what the steps after a row's ``previous`` and before ``step`` make of a weight."""
-        starts_P = np.array([0, *(first - 1 for first, _ in self.pieces)])
-        logs_P = np.log1p([0.0, *(-share for _, share in self.pieces)])
-        sums_P = np.concatenate([[0.0], np.cumsum(np.diff(starts_P) * logs_P[:-1])])
+        starts_P, logs_P, sums_P = self._columns_3C[:, : len(self.pieces) + 1]
 
         def log_after(steps: Array) -> Array:
             piece = np.searchsorted(starts_P, steps, side="right") - 1
@@ -305,13 +322,13 @@ class Decay:
 
     def missed_on(self, previous_U: Tensor, step: int) -> Tensor:
         """``missed`` on the device of ``previous_U``, int64 [U]."""
-        # Few pieces, many rows: the sum is piecewise linear in the step.
-        last = max(step - 1, 0)
-        firsts = [first - 1 for first, _ in self.pieces] + [last]
-        logs_U = torch.zeros(previous_U.shape, dtype=torch.float64, device=previous_U.device)
-        for (start, stop), (_, share) in zip(zip(firsts, firsts[1:], strict=False), self.pieces, strict=True):
-            logs_U += (min(stop, last) - previous_U.clamp(min=start)).clamp(min=0) * math.log1p(-share)
-        return logs_U.exp()
+        if self._on_device is None or self._on_device.device != previous_U.device:
+            self._on_device = sent(torch.from_numpy(self._columns_3C.copy()), previous_U.device)
+        starts_P, logs_P, sums_P = self._on_device[:, : len(self.pieces) + 1].contiguous()
+        steps = torch.cat([previous_U.double(), torch.full((1,), step - 1.0, device=previous_U.device).double()])
+        piece = torch.searchsorted(starts_P, steps, right=True) - 1
+        logs = sums_P[piece] + (steps - starts_P[piece]) * logs_P[piece]
+        return torch.exp(logs[-1] - logs[:-1])
 
 
 class DenseRule:

@@ -87,6 +87,7 @@ def rows(kind: str, rule: str, width: int, by_field: bool, squares: bool) -> Non
     sum(part.sum() for part in pooled.with_gradients()).backward()  # type: ignore[union-attr]
     segments = segments_of(L)
     config = OptimizerConfig(name=rule, learning_rate=0.05)  # type: ignore[arg-type]
+    pooled.row_squares(segments)
     pooled.update(segments, config, 1, 0.1, torch.ones(1, dtype=torch.int32))
     pooled.catch_up(segments, torch.ones(LOOKUPS, dtype=torch.float64), 1)
 

@@ -43,6 +43,7 @@ def train(group: Group, root: Path, kernels: dict[str, Any], resume: bool = Fals
         {"model": {"name": "fm"}, "table": {"admit_count": 2, "idle_steps": 3, "evict_every": 2}},
         {"model": {"name": "dcn"}, "optimizer": {"rows": ADAMW}},
         {"model": {"name": "autoint"}, "train": {"exchange": "gather"}},
+        {"model": {"name": "fm"}, "train": {"max_grad_norm": 1e-3, "warmup_steps": 2}},
     ],
     ids=str,
 )
