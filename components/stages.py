@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from components.finished import is_evaluated, is_trained
+from components.launch import memory
 from components.launch.roles import launch
 from des_core import log, remote, storage
 from des_core.config import Config
@@ -132,11 +133,15 @@ def ingest_and_pin(config: Config, as_of: str = ALL) -> Done:
 
     Args:
         as_of: a day, or "all".
+
+    Raises:
+        ConfigError: the run needs more memory than its workers may have, which only the data's statistics tell.
     """
     if as_of != ALL:
         return _ingest_day(config, as_of)
     done = ingest(config)
     run = pin(config, Reference.parse(done.reference))
+    memory.check(run)
     return replace(done, reference=str(run.reference("inputs.json")))
 
 
@@ -147,6 +152,7 @@ def _ingest_day(config: Config, as_of: str) -> Done:
     parts = day_parts(config, as_of)
     known = daily.pinned(config, as_of, parts)
     run = daily.pin_day(config, as_of, parts)
+    memory.check(run)
     assert run.day is not None
     dataset = Dataset.load(run.dataset)
     new, tail = dataset.rows("train"), dataset.rows("test")
@@ -217,6 +223,7 @@ def train(run: Run, resume: bool | None = None) -> Done:
     if not finished:
         for name in ("training.json", "report.json", "predictions.parquet", "champion.json", "gate.json"):
             storage.delete(run.path(name))
+        memory.check(run)
         resume = storage.exists(storage.join(run.checkpoints, "last.json")) if resume is None else resume
         launch("train", run, resume)
     training = storage.read_json(run.path("training.json"))

@@ -49,6 +49,9 @@ OWN_POD = {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace", "
 SMALL = ("250m", "1Gi")
 """CPU and memory of a step that only asks or watches."""
 
+STEP_MEMORY = "4Gi"
+"""Of a step that handles data, where cluster.memory is not set."""
+
 ON_GPU = ("train", "evaluate", "score")
 """Steps that run the model, where they do so in their own pod."""
 
@@ -135,7 +138,7 @@ def _size(task: dsl.PipelineTask, config: Config) -> None:
     cluster, name = config.cluster, task.name
     away = cluster.backend == "pytorchjob"
     small = name in ("resolve", "notify") or (name == "train" and away)
-    cpu, memory = SMALL if small else (cluster.cpu, cluster.memory)
+    cpu, memory = SMALL if small else (cluster.cpu, cluster.memory or STEP_MEMORY)
     task.set_cpu_request(cpu).set_cpu_limit(cpu)
     try:
         task.set_memory_request(memory).set_memory_limit(memory)

@@ -125,6 +125,10 @@ def show_plan(plan: dict[str, Any]) -> None:
             print(log.format_event("joint", rank=rank + 1, choice=choice, **numbers))
         for row in plan["placement"]:
             print(log.format_event("worker", **{**row, "fields": ",".join(row["fields"])}))
+        for row in plan["memory"]["workers"]:
+            print(log.format_event("memory", **row))
+        print(log.format_event("steps", **plan["memory"]["steps"]))
+        print(log.format_event("limit", **plan["memory"]["limit"]))
         return
     _plan_tables(plan)
 
@@ -199,5 +203,26 @@ def _plan_tables(plan: dict[str, Any]) -> None:
     for row in plan["placement"]:
         shares = [f"{100 * row[key]:.1f} %" for key in ("lookups_share", "bytes_share")]
         workers.add_row(str(row["worker"]), ", ".join(row["fields"]), *shares, f"{row['rows']:,}")
-    for table in (operators, joint, workers):
+    for table in (operators, joint, workers, *_memory_tables(plan["memory"])):
         console.print(table)
+    limit = plan["memory"]["limit"]
+    may = f"each may have {byte_text(limit['bytes'])} ({limit['why']})" if limit["bytes"] else "nothing limits them"
+    fits = "" if limit["fits"] else ", which is too little: des run refuses this"
+    console.print(f"workers need up to {byte_text(plan['memory']['most'])} each, {may}{fits}")
+
+
+def _memory_tables(memory: dict[str, Any]) -> list[Any]:
+    """What each worker is predicted to hold, by part and by role, and what other steps take."""
+    from rich.table import Table
+
+    names = [name for name in memory["workers"][0] if name not in ("worker", "rows_owned")]
+    workers = Table("worker", title="memory of each worker: parts in training, then the roles", title_justify="left")
+    for name in names:
+        workers.add_column(name, justify="right")
+    for row in memory["workers"]:
+        workers.add_row(str(row["worker"]), *(byte_text(row[name]) for name in names))
+    steps = Table(title="memory of steps that are one process, to about a third", title_justify="left")
+    for name in memory["steps"]:
+        steps.add_column(name, justify="right")
+    steps.add_row(*(byte_text(size) for size in memory["steps"].values()))
+    return [workers, steps]

@@ -151,6 +151,8 @@ def report_of(run: Run, labels: np.ndarray, scores: np.ndarray) -> dict[str, Any
         "seconds": 2.3,
         "samples_per_s": 41_250.0,
         "peak_rss_mb": 512.0,
+        "memory": {"predicted_mb": [540.0, 530.0], "measured_mb": [512.0, 498.5]},
+        "evaluate_memory": {"predicted_mb": [600.0, 590.0], "measured_mb": [570.0, 561.0]},
         "device": "cpu",
         "history": [{"step": s, "epoch": s // 32, "loss": 0.45 + 0.24 * float(np.exp(-s / 30))} for s in range(1, 97)],
         "epochs": [

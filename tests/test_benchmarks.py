@@ -58,6 +58,13 @@ def test_train() -> None:
     assert 512 * 17 * 4 * 2 * 0.9 < int(event["bytes_per_worker_and_step"]) < 512 * 17 * 4 * 2 * 1.1
 
 
+def test_memory() -> None:
+    words = ["--rows", "40000", "--values", "20000", "500", "--workers", "2"]
+    events = [event for event in map(parse_event, bench("memory.py", *words)) if event]
+    assert [event["role"] for event in events] == ["train", "evaluate"]
+    assert all(float(event["predicted_mb"]) > 400 and float(event["measured_mb"]) > 200 for event in events)
+
+
 def movielens(data: Path, *words: str) -> dict[tuple[str, int], float]:
     """Test AUC by model and workers."""
     lines = bench("quality.py", *words, "--seeds", "0", DES_DATA=str(data))

@@ -17,6 +17,7 @@ from contextlib import suppress
 
 from components.launch.environment import THREADS, image_of
 from components.launch.failure import launch_error
+from components.launch.memory import pod_memory
 from components.launch.process_tie import told_to_end
 from components.launch.progress import Progress
 from components.launch.roles import LEAVE_S, LEAVING, MODULES, Role, pace
@@ -136,7 +137,7 @@ def job_of(role: Role, run: Run, resume: bool = False, module: str = "") -> Job:
         nodes=cluster.nodes,
         nproc_per_node=cluster.nproc_per_node,
         cpu=cluster.cpu,
-        memory=cluster.memory,
+        memory=pod_memory(run),
         gpus=cluster.gpus,
         deadline_s=cluster.deadline_s,
         queue=cluster.queue,
@@ -320,17 +321,20 @@ def _job_error(job: Job, state: State, cluster: ClusterConfig, job_log: _JobLog)
         return DeadlineError(
             f"job {job.name} ran for more than cluster.deadline_s = {cluster.deadline_s:g} {job_log.where}"
         )
-    return _pod_error(state, errors, cluster, job_log.where) or _last_words(job, state, errors, output, job_log.where)
+    return _pod_error(job, state, errors, cluster, job_log.where) or _last_words(
+        job, state, errors, output, job_log.where
+    )
 
 
-def _pod_error(state: State, errors: list[DesError], cluster: ClusterConfig, where: str) -> DesError | None:
+def _pod_error(job: Job, state: State, errors: list[DesError], cluster: ClusterConfig, where: str) -> DesError | None:
     """The error that Kubernetes reports, if it is the cause."""
     # A pod whose end has a name is the cause; others end because of it.
     pod = next((one for one in state.fallen if one.reason not in ("Error", "Completed")), None)
     if pod and pod.reason == "OOMKilled":
         return OutOfMemoryError(
-            f"pod {pod.pod} was killed (OOMKilled) {where}; "
-            f"cluster.memory = {cluster.memory} was not enough: raise it, or use more workers"
+            f"pod {pod.pod} was killed (OOMKilled) {where}; its {job.memory} of memory "
+            f"({'set by' if cluster.memory else 'predicted, for want of'} cluster.memory) were not enough: set more, "
+            "or use more workers"
         )
     if pod:
         said = ": ".join(filter(None, [pod.reason, pod.message]))

@@ -1,6 +1,6 @@
 """One TOML describes one run; it is checked whole before anything is read or started. One file for each table."""
 
-from des_core.config.cluster import ClusterConfig
+from des_core.config.cluster import LAUNCHER_BYTES, ClusterConfig, worker_limit
 from des_core.config.fields import FieldConfig
 from des_core.config.gate import GateConfig
 from des_core.config.load import load_config, parse_config
@@ -15,6 +15,7 @@ from des_core.config.train import STEERING, TrainConfig
 from des_core.config.whole import Config
 
 __all__ = [
+    "LAUNCHER_BYTES",
     "MODELS",
     "STEERING",
     "ClusterConfig",
@@ -39,4 +40,5 @@ __all__ = [
     "TrainConfig",
     "load_config",
     "parse_config",
+    "worker_limit",
 ]

@@ -119,7 +119,10 @@ class TrainConfig(Section):
         0, ge=0, description="Write a checkpoint every so many steps; 0: at the end of each epoch only."
     )
     worker_memory_mb: int = Field(
-        0, ge=0, description="Most MiB of rows that the placement gives to one worker; 0: no limit."
+        0,
+        ge=0,
+        description="Most MiB of memory that one worker may need, of all that des plan predicts; 0: no limit but that "
+        "of cluster.memory, or of the machine.",
     )
 
     @model_validator(mode="after")

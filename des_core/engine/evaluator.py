@@ -21,6 +21,7 @@ from des_core.data.read.hashing import MISSING
 from des_core.engine.exchange.collectives import Collectives
 from des_core.engine.exchange.plan import home_edges
 from des_core.engine.process import main
+from des_core.engine.training_report import memory_beside
 from des_core.engine.worker import Worker, worker_of
 from des_core.errors import UserError
 from des_core.run import Run
@@ -90,11 +91,14 @@ def evaluate(run: Run, peers: Collectives, resume: bool) -> None:
     worker.load(Reference.parse(training["checkpoint"]))
     splits = ("valid", "test") if worker.dataset.rows("valid") else ("test",)
     results = {split: predict(worker, split) for split in splits}
+    memory = memory_beside(worker, worker.need().evaluate)
     if peers.rank == 0:
-        _write(run, worker, training, results)
+        _write(run, worker, training, results, memory)
 
 
-def _write(run: Run, worker: Worker, training: dict[str, Any], results: dict[str, Array]) -> None:
+def _write(
+    run: Run, worker: Worker, training: dict[str, Any], results: dict[str, Array], memory: dict[str, list[float]]
+) -> None:
     dataset = worker.dataset
     wanted = [LABEL, *[GROUP] * dataset.has_group]
     truth = {split: columns(run.dataset, split, wanted) for split in results}
@@ -121,6 +125,7 @@ def _write(run: Run, worker: Worker, training: dict[str, Any], results: dict[str
         "roc": metrics.roc(labels, predictions) if click else [],
         "calibration_bins": metrics.calibration_bins(labels, predictions),
         **{key: training[key] for key in training if key not in ("valid", "samples")},
+        "evaluate_memory": memory,
         "epochs": training["valid"],
         "trained_samples": training["samples"],
         "predictions_sha256": storage.digest_file(run.path("predictions.parquet")),

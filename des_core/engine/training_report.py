@@ -9,6 +9,7 @@ import resource
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from des_core.contracts import Reference
@@ -23,6 +24,16 @@ def added(sums: dict[str, float], more: dict[str, float]) -> dict[str, float]:
     return {line: sums.get(line, 0.0) + more.get(line, 0.0) for line in sums | more}
 
 
+def memory_beside(worker: Worker, predicted_N: np.ndarray[Any, Any]) -> dict[str, list[float]]:
+    """Memory that was predicted for each worker beside the most that it has held so far; all workers call it."""
+    peers = worker.peers
+    peak = torch.zeros(peers.workers, dtype=torch.float64, device=peers.device)
+    peak[peers.rank] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    with peers.uncounted():
+        peak = peers.all_reduce({"peak": peak})["peak"]
+    return {"predicted_mb": (predicted_N / 2**20).round(1).tolist(), "measured_mb": peak.tolist()}
+
+
 def training_report(
     worker: Worker, at: TrainingState, best: Reference, spent: dict[str, float]
 ) -> dict[str, Any] | None:
@@ -34,11 +45,9 @@ def training_report(
         spent: on this worker's checkpoints (``Saver.spent``).
     """
     peers = worker.peers
-    peak = torch.zeros(peers.workers, dtype=torch.float64, device=peers.device)
-    peak[peers.rank] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    memory = memory_beside(worker, worker.need().train)
     sums = torch.tensor([*spent.values(), float(worker.read_bytes)], dtype=torch.float64, device=peers.device)
     with peers.uncounted():
-        peak = peers.all_reduce({"peak": peak})["peak"]
         *totals, read_bytes = peers.all_reduce({"checkpoints": sums})["checkpoints"].tolist()
     checkpoints = dict(zip(spent, totals, strict=True)) | {"read_bytes": read_bytes}
     for name in ("saves", "pause_s", "write_s"):
@@ -57,7 +66,8 @@ def training_report(
         "samples": at.samples,
         "seconds": at.seconds,
         "samples_per_s": at.timed_samples / at.seconds if at.seconds else 0.0,
-        "peak_rss_mb": float(peak.max()),
+        "peak_rss_mb": max(memory["measured_mb"]),
+        "memory": memory,
         "device": str(peers.device),
         "history": at.history,
         "valid": at.valid,

@@ -38,6 +38,7 @@ from des_core.engine.exchange.collectives import Collectives
 from des_core.engine.exchange.exchange import Exchange
 from des_core.engine.exchange.plan import Link, Traffic, combinations, home_edges, layout, link_of
 from des_core.engine.exchange.row_routing import RowRouting, route_rows
+from des_core.engine.footprint import Need, champion_rows, need
 from des_core.engine.lookup import known_only, shard_of
 from des_core.engine.operators import Shard
 from des_core.engine.profile import Profile
@@ -99,7 +100,9 @@ class Worker:
         self.run, self.peers = run, peers
         self.dataset = Dataset.load(run.dataset)
         open_to_rows = config.train.exchange in ("auto", "rows")
-        self.placement, base = layout(config, self.dataset, run.dataset, peers.workers, open_to_rows)
+        self.placement, base = layout(
+            config, self.dataset, run.dataset, peers.workers, open_to_rows, champion_rows(run)
+        )
         self.model, self._base = base.model, base
         self.dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         self.model.to(peers.device, self.dtype)
@@ -130,6 +133,11 @@ class Worker:
         )
         self.plan = next((plan for plan in plans if plan.chosen == chosen), plans[0])
         self.exchange = Exchange(self.plan, self.peers)
+
+    def need(self) -> Need:
+        """Memory that each worker is predicted to need."""
+        known_rows = champion_rows(self.run)
+        return need(self.run.config, self.dataset, self.placement, self.model, known_rows)
 
     @property
     def shape(self) -> Shape:

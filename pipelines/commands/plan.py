@@ -1,4 +1,4 @@
-"""``des plan``: what every operator costs on the wire."""
+"""``des plan``: what every operator costs on the wire, and every worker and step in memory."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ def plan(
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the bytes of each exchange, and who owns which fields.
+    """Show bytes on the wire and in memory, and who owns which fields.
 
     Ingests the logs first where that has not been done.
     """
     from components import stages
+    from components.launch.memory import limit_of
     from des_core.contracts import Dataset, Reference
     from des_core.engine.exchange.plan import plan_summary
     from pipelines import summary
 
     loaded = load(config, set_)
     reference = Reference.parse(stages.ingest(loaded).reference)
-    explained = plan_summary(loaded, Dataset.load(reference), reference, workers or loaded.train.workers)
+    many = workers or loaded.train.workers
+    explained = plan_summary(loaded, Dataset.load(reference), reference, many)
+    may_have, why = limit_of(loaded)(many)
+    fits = not may_have or explained["memory"]["most"] <= may_have
+    explained["memory"]["limit"] = {"bytes": round(may_have), "why": why, "fits": fits}
     summary.show_plan(explained)
     answer(as_json, explained)

@@ -264,7 +264,7 @@ def test_a_killed_worker_costs_an_attempt_and_no_more(like: Object) -> None:
 
 
 def test_too_little_memory_is_named(like: Object) -> None:
-    run = Run(like, "hungry", "--set", "cluster.memory=160Mi")
+    run = Run(like, "hungry", "--set", "cluster.memory=160Mi", "--set", "train.worker_memory_mb=8192")
     assert run.end() == "Failed"
     assert re.search(r"error: .*OOMKilled", run.log), run.log
 

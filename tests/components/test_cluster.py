@@ -174,7 +174,8 @@ SUMMARY = ("  rank      : 1 (local_rank: 0)", "  exitcode  : -9 (pid: 11)")
         (
             State("failed", fallen=(fell("Error", "last words"), fell("OOMKilled", code=137))),
             OutOfMemoryError,
-            r"pod shop-worker-1 was killed \(OOMKilled\) at step 7; .*cluster.memory = 4Gi was not enough.*",
+            r"pod shop-worker-1 was killed \(OOMKilled\) at step 7; .*its \d+Mi of memory \(predicted, for want of "
+            r"cluster.memory\) were not enough: set more, .*",
         ),
         (
             State("failed", fallen=(fell("Evicted", message="The node was low on resource: memory"),)),

@@ -1,4 +1,4 @@
-"""Buckets are shared out evenly, within memory; the plan is the cheapest of all combinations."""
+"""Buckets are shared out evenly."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from des_core.contracts import Dataset, FieldSpec, FieldStats, Segment
-from des_core.engine.exchange.placement import LOOKUP_SHARE, place
-from des_core.errors import ConfigError
+from des_core.engine.exchange.placement import LOOKUP_SHARE, placements
 
 
 def dataset(cardinalities: list[int], lookups: list[float]) -> Dataset:
@@ -19,7 +18,7 @@ def dataset(cardinalities: list[int], lookups: list[float]) -> Dataset:
         has_group=False,
         has_time=False,
         parts={},
-        splits={"train": (Segment(part="all", start=0, stop=1000),)},
+        splits={"train": (Segment(part="all", start=0, stop=1000),), "valid": (), "test": ()},
         files=(),
         stats={
             name: FieldStats(lookups_per_sample=each, missing_share=0, cardinality=count)
@@ -32,7 +31,7 @@ def dataset(cardinalities: list[int], lookups: list[float]) -> Dataset:
 def test_every_bucket_has_one_owner_and_loads_are_even(workers: int) -> None:
     rng = np.random.default_rng(1)
     data = dataset((10 ** rng.uniform(1, 6, 26)).astype(int).tolist(), [1.0] * 24 + [8.0, 20.0])
-    placement = place(data, workers, row_bytes=100)
+    placement = next(placements(data, workers))
     owned = np.array([[placement.owned(worker)[table] for table in placement.tables] for worker in range(workers)])
     assert (owned.sum(0) == 1).all()
     lookups, rows = (share / share.sum() for share in (placement.lookups_N, placement.rows_N))
@@ -44,16 +43,6 @@ def test_every_bucket_has_one_owner_and_loads_are_even(workers: int) -> None:
 
 
 def test_one_giant_table_is_cut_for_many_workers() -> None:
-    placement = place(dataset([10_000_000, 5], [1.0, 1.0]), 7, row_bytes=80)
+    placement = next(placements(dataset([10_000_000, 5], [1.0, 1.0]), 7))
     assert (placement.lookups_N > 0).all()
     assert sum(placement.owned(worker)["f00"].any() for worker in range(7)) >= 4
-
-
-def test_memory_is_a_hard_limit() -> None:
-    data = dataset([1_000_000] * 2 + [10] * 6, [1.0, 1.0, *[30.0] * 6])
-    free = place(data, 4, row_bytes=100)
-    limit = int(2_000_060 / 4 * 1.03 * 100)
-    assert free.rows_N.max() * 100 > limit
-    assert place(data, 4, row_bytes=100, limit_bytes=limit).rows_N.max() * 100 <= limit
-    with pytest.raises(ConfigError, match=r"do not fit 4 workers; set train\.workers to 5"):
-        place(data, 4, row_bytes=100, limit_bytes=int(2_000_060 / 4 * 0.9 * 100))

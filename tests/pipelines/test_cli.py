@@ -236,6 +236,15 @@ PLAN = {
         {"worker": 1, "fields": ["tags", "price"], "lookups_share": 0.75, "bytes_share": 0.1, "rows": 896},
     ],
     "dense_bytes_per_step": 4.0,
+    "memory": {
+        "workers": [
+            {"worker": 0, "rows_owned": 41207, "rows": 2_800_000, "process": 545_000_000, "train": 560_000_000},
+            {"worker": 1, "rows_owned": 896, "rows": 61_000, "process": 545_000_000, "train": 546_000_000},
+        ],
+        "most": 560_000_000,
+        "steps": {"ingest": 900_000_000, "register": 1_200_000_000},
+        "limit": {"bytes": 500_000_000, "why": "cluster.memory = 1Gi", "fits": False},
+    },
 }
 
 
@@ -244,14 +253,21 @@ def test_a_plan_is_one_line_per_fact(capsys: pytest.CaptureFixture[str]) -> None
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "event=operator name=fm width=17 sum_bytes=69632 gather_bytes=278528 chosen=sum"
     assert lines[1] == "event=joint rank=1 choice=fm:sum upper=home bytes_per_step=69640 collectives=3"
-    assert lines[-1] == "event=worker worker=1 fields=tags,price lookups_share=0.75 bytes_share=0.1 rows=896"
+    assert lines[4] == "event=worker worker=1 fields=tags,price lookups_share=0.75 bytes_share=0.1 rows=896"
+    assert lines[6] == "event=memory worker=1 rows_owned=896 rows=61000 process=545000000 train=546000000"
+    assert lines[7:] == [
+        "event=steps ingest=900000000 register=1200000000",
+        "event=limit bytes=500000000 why='cluster.memory = 1Gi' fits=False",
+    ]
 
 
 def test_a_plan_on_a_terminal_is_tables(capsys: pytest.CaptureFixture[str]) -> None:
     summary._plan_tables(PLAN)
     out = capsys.readouterr().out
-    for word in ("2 workers", "69.6 kB", "279 kB", "tags, price", "75.0 %", "41,207"):
+    for word in ("2 workers", "69.6 kB", "279 kB", "tags, price", "75.0 %", "41,207", "2.8 MB", "1.2 GB"):
         assert word in out
+    said = "need up to 560 MB each, each may have 500 MB (cluster.memory = 1Gi), which is too little"
+    assert said in " ".join(out.split())
 
 
 def test_the_registry_is_shown_by_its_command_or_its_address() -> None:

@@ -5,16 +5,16 @@ end to end, tables by name, and the line is cut into N pieces of equal weight,
 
     weight = a x share of the measured lookups + (1 - a) x share of the rows,  a = 3/4,
 
-with the bytes of rows per worker as a hard limit. A cut within 2 % of a worker's share of a table's
-edge moves to the edge, for a table in one piece is read, and gathered, once. Changing N moves
-buckets and never rehashes a key.
+and a cut within 2 % of a worker's share of a table's edge moves to the edge, for a table in one piece is
+read, and gathered, once. Where a worker's memory does not allow that (footprint.py), a falls to 0 by
+quarters and cuts stay where they fall. Changing N moves buckets and never rehashes a key.
 
 Dims: N workers, T tables, H buckets of a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ import numpy as np
 
 from des_core.contracts import Dataset
 from des_core.data.feed.batches import BUCKET_BITS, BUCKETS, ids_of
-from des_core.errors import ConfigError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -51,27 +50,16 @@ class Placement:
         return [number for number, table in enumerate(table_of_field) if table in mine]
 
 
-def place(dataset: Dataset, workers: int, row_bytes: int, limit_bytes: int = 0) -> Placement:
-    """The placement of a dataset's tables.
-
-    Raises:
-        ConfigError: the rows do not fit ``workers`` times ``limit_bytes`` (0: no limit).
-    """
+def placements(dataset: Dataset, workers: int) -> Iterator[Placement]:
+    """Placements of a dataset's tables, the one that shares out work best first, the one by rows alone last."""
     tables = sorted({field.table for field in dataset.row_fields})
     lookups_TH, rows_TH = _weights(dataset, tables)
-    most = limit_bytes / row_bytes if limit_bytes else np.inf
-    for lookup_share in (LOOKUP_SHARE, 0.5, 0.25, 0.0):
+    for lookup_share, snap in ((LOOKUP_SHARE, SNAP), (LOOKUP_SHARE, 0.0), (0.5, 0.0), (0.25, 0.0), (0.0, 0.0)):
         weight = lookup_share * lookups_TH / lookups_TH.sum() + (1 - lookup_share) * rows_TH / rows_TH.sum()
-        owner_TH = _cut(weight.reshape(-1), workers, snap=SNAP if not limit_bytes else 0.0).reshape(weight.shape)
+        owner_TH = _cut(weight.reshape(-1), workers, snap).reshape(weight.shape)
         rows_N = np.bincount(owner_TH.reshape(-1), rows_TH.reshape(-1), workers)
-        if rows_N.max() <= most:
-            lookups_N = np.bincount(owner_TH.reshape(-1), lookups_TH.reshape(-1), workers) / lookups_TH.sum()
-            return Placement(tables, owner_TH, lookups_N, rows_N)
-    needed = int(np.ceil(rows_TH.sum() / most * 1.02))
-    raise ConfigError(
-        f"train.worker_memory_mb: {rows_TH.sum():.0f} rows of {row_bytes} bytes do not fit {workers} workers; "
-        f"set train.workers to {max(needed, workers + 1)} or raise the limit"
-    )
+        lookups_N = np.bincount(owner_TH.reshape(-1), lookups_TH.reshape(-1), workers) / lookups_TH.sum()
+        yield Placement(tables, owner_TH, lookups_N, rows_N)
 
 
 def _weights(dataset: Dataset, tables: list[str]) -> tuple[Array, Array]:

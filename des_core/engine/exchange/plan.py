@@ -27,17 +27,17 @@ from typing import Any
 
 import numpy as np
 
-from des_core.config import Config
+from des_core.config import Config, worker_limit
 from des_core.contracts import Dataset, Reference
 from des_core.data.feed.batches import BUCKET_BITS, Stream, everything
 from des_core.engine.dense_layers import GlobalBatchNorm
 from des_core.engine.exchange.collectives import WAYS, entry
-from des_core.engine.exchange.placement import Placement, place
+from des_core.engine.exchange.placement import Placement
 from des_core.engine.exchange.row_routing import route_rows
+from des_core.engine.footprint import fit, need, number_bytes, step_bytes
 from des_core.engine.models import Model, build
 from des_core.engine.operators import Operator, Shard
 from des_core.engine.weights import index
-from des_core.engine.weights.optimizer import state_width
 from des_core.errors import ConfigError
 
 KINDS = ("sum", "gather", "rows")
@@ -219,16 +219,27 @@ def combinations(
 
 
 def layout(
-    config: Config, dataset: Dataset, reference: Reference, workers: int, measured: bool
+    config: Config, dataset: Dataset, reference: Reference, workers: int, measured: bool, known_rows: float = 0.0
 ) -> tuple[Placement, Plan]:
     """Placement of a run on ``workers`` workers, and the base of its plans: no choice made yet.
 
     Args:
         measured: find out what ``rows`` would send.
+        known_rows: rows of the champion that training goes on from.
+
+    Raises:
+        ConfigError: a worker would need more memory than the config lets it have.
     """
     rows, inputs = dataset.row_fields, dataset.dense_fields
     model = build(config.model, len(rows), len(inputs), config.run.seed)
-    placement = place(dataset, workers, row_bytes(config, model), config.train.worker_memory_mb << 20)
+    placement = fit(
+        config,
+        dataset,
+        workers,
+        model,
+        lambda _: worker_limit(config.train.worker_memory_mb, config.cluster),
+        known_rows,
+    )
     owned = [placement.fields(worker, [field.table for field in rows]) for worker in range(workers)]
     size = number_bytes(config)
     payload = 2 if config.train.payload == "bf16" else size
@@ -259,17 +270,6 @@ def sampled_traffic(dataset: Dataset, reference: Reference, placement: Placement
         if batches == SAMPLED:
             break
     return Traffic(rows / max(batches, 1) / workers, integers / max(batches, 1) / workers)
-
-
-def number_bytes(config: Config) -> int:
-    """Bytes per number of rows and activations."""
-    return 8 if config.train.precision == "fp64" else 4
-
-
-def row_bytes(config: Config, model: Model) -> int:
-    """Bytes a row takes: weights, optimizer state, id, table number, counters and its share of the index."""
-    numbers = model.row_width + state_width(config.optimizer.rows.name, model.row_width)
-    return numbers * number_bytes(config) + 8 + 2 + 8 + 14
 
 
 def link_of(config: Config) -> Link | None:
@@ -305,7 +305,21 @@ def plan_summary(config: Config, dataset: Dataset, reference: Reference, workers
         "lines": {line: {"kind": kinds[line], "bytes_per_step": count} for line, count in predicted.items()},
         "dense_bytes_per_step": predicted["dense gradients"],
         "placement": balances(dataset, placement, best),
+        "memory": memory_summary(config, dataset, placement, base.model),
     }
+
+
+def memory_summary(config: Config, dataset: Dataset, placement: Placement, model: Model) -> dict[str, Any]:
+    """Predicted bytes of each worker, by what holds them in training and in all for each role; and of other steps."""
+    needed = need(config, dataset, placement, model)
+    roles = {"train": needed.train, "evaluate": needed.evaluate}
+    roles |= {"gpu": needed.device} if needed.on_device else {}
+    each = {"rows_owned": needed.owned, **needed.parts, **roles}
+    workers = [
+        {"worker": worker, **{name: round(float(held_N[worker])) for name, held_N in each.items()}}
+        for worker in range(len(needed.owned))
+    ]
+    return {"workers": workers, "most": round(needed.most), "steps": step_bytes(config, dataset, needed)}
 
 
 def _alone(base: Plan, name: str, kind: str, batch: int) -> float:

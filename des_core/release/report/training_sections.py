@@ -137,8 +137,11 @@ def network(report: Document) -> Markup:
 
 
 def workers(report: Document) -> Markup:
-    """Who owns which fields, and both balances as the plan expected them."""
+    """Who owns which fields, both balances as the plan expected them, and the memory that each role took."""
     plan = report["plan"]
+    memory = {
+        role: report[key] for role, key in (("train", "memory"), ("evaluate", "evaluate_memory")) if key in report
+    }
     rows = [
         [
             str(row["worker"]),
@@ -146,10 +149,16 @@ def workers(report: Document) -> Markup:
             parts.share(row["lookups_share"]),
             parts.share(row["bytes_share"]),
             f"{row['rows']:,}",
+            *(
+                f"{byte_text(mb[number] * 2**20)}"
+                for told in memory.values()
+                for mb in (told["predicted_mb"], told["measured_mb"])
+            ),
         ]
-        for row in plan["placement"]
+        for number, row in enumerate(plan["placement"])
     ]
     columns = [("worker", ""), ("fields", "about"), ("lookups", "number"), ("bytes", "number"), ("rows", "number")]
+    columns += [(f"{role}, {what}", "number") for role in memory for what in ("predicted", "measured")]
     choice = ", ".join(f"{name} by {kind}" for name, kind in plan["choice"].items())
     upper = ", upper part on every worker" if plan.get("upper") == "replicated" else ""
     told = parts.lead(f"Exchange: {choice}{upper}.") if choice and report["workers"] > 1 else ""
