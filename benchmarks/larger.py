@@ -244,7 +244,9 @@ def main() -> None:
     write_day(work / "logs" / "2026-01-01.parquet", ids, 0, ids, 1_767_225_600, 0)
     write_day(work / "logs" / "2026-01-02.parquet", ids // 20, 0, ids, 1_767_312_000, 1)
     write_day(work / "logs" / "2026-01-03.parquet", ids // 20, 0, ids, 1_767_398_400, 2)
-    (work / "run.toml").write_text(TOML.format(work=work, fields="\n".join(f"[[fields]]\nname = {name!r}" for name in FIELDS)))
+    (work / "run.toml").write_text(
+        TOML.format(work=work, fields="\n".join(f"[[fields]]\nname = {name!r}" for name in FIELDS))
+    )
     config = ["-c", str(work / "run.toml")]
     watch = Watch(wanted.cap_mb)
     des(watch, ["ingest", *config])

@@ -314,11 +314,12 @@ def headline(report: dict[str, Any]) -> dict[str, Any]:
     return {name: report[name] for name in names if report.get(name) is not None}
 
 
-def _model(run: Run) -> tuple[str, pa.Table]:
-    """The exported model's folder and a few raw records."""
+def _model(run: Run, folder: str) -> pa.Table:
+    """Describe the model in a folder; a few raw records for it."""
     from des_core.release.serve import serving
 
-    return serving.export(run), example_rows(run)
+    serving.write(run, folder)
+    return example_rows(run)
 
 
 def example_rows(run: Run) -> pa.Table:

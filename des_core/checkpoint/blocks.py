@@ -77,6 +77,11 @@ class Written(Record):
     """Bytes of all its files."""
 
 
+def directory_name(worker: int) -> str:
+    """Name of the file that says where a worker's blocks lie."""
+    return f"blocks-{worker:05d}.json"
+
+
 def prefixes(ids: Array) -> Array:
     """The 16 high bits of ids, int64."""
     return (ids.view(np.uint64) >> np.uint64(64 - PREFIX_BITS)).astype(np.int64)
@@ -214,7 +219,7 @@ class BlockWriter:
             dtype=dtype,
             blocks=tuple(self._blocks),
         )
-        reference = directory.write(storage.join(self._folder, f"blocks-{self._worker:05d}.json"))
+        reference = directory.write(storage.join(self._folder, directory_name(self._worker)))
         rows, gone = (sum(block.rows for block in self._blocks if block.kind == kind) for kind in ("weights", "gone"))
         return Written(directory=reference.sha256, rows=rows, gone=gone, size=self._size)
 

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import field_validator
 
 from des_core import log, storage
-from des_core.checkpoint.blocks import Block, BlockReader, Directory
+from des_core.checkpoint.blocks import Block, BlockReader, Directory, directory_name
 from des_core.contracts import Record, Reference
 from des_core.errors import CheckpointError, StorageError
 
@@ -201,7 +201,13 @@ def layer_folder(reference: Reference, layer: Layer) -> str:
 
 
 def readers(reference: Reference, layer: Layer) -> list[tuple[BlockReader, tuple[Block, ...]]]:
-    """The blocks of each worker that wrote a layer, and what reads them.
+    """The blocks of each worker that wrote a layer, and what reads them; raises as ``directories``."""
+    folder = layer_folder(reference, layer)
+    return [(BlockReader(folder, directory), directory.blocks) for directory in directories(reference, layer)]
+
+
+def directories(reference: Reference, layer: Layer) -> list[Directory]:
+    """Where the blocks of each worker that wrote a layer lie.
 
     Raises:
         CheckpointError: a directory is missing, or has other bytes than the manifest says.
@@ -209,14 +215,13 @@ def readers(reference: Reference, layer: Layer) -> list[tuple[BlockReader, tuple
     folder = layer_folder(reference, layer)
     found = []
     for worker, sha256 in enumerate(layer.directories):
-        uri = storage.join(folder, f"blocks-{worker:05d}.json")
+        uri = storage.join(folder, directory_name(worker))
         try:
-            directory = Directory.load(Reference(uri, sha256))
+            found.append(Directory.load(Reference(uri, sha256)))
         except StorageError as error:
             raise CheckpointError(
                 f"{error}: {reference.uri} needs its layer of step {layer.step}{_others(reference)}"
             ) from None
-        found.append((BlockReader(folder, directory), directory.blocks))
     return found
 
 

@@ -39,9 +39,10 @@ class RegistryConfig(Section):
         0.0, description="Seconds to wait for an MLflow server that does not answer yet; 0: 300 in a pod, 10 elsewhere."
     )
     embed_limit: int = Field(
-        2 << 30,
+        64 << 20,
         ge=0,
-        description="Bytes of weights up to which a model holds its own copy; a larger one refers to storage.root.",
+        description="Bytes of a checkpoint up to which a registered model holds a copy of its weights' files; "
+        "a larger one's lie under storage.root alone.",
     )
 
 

@@ -18,8 +18,11 @@ def serve(
     config: RegistryConfig = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any.")] = 8080,
-    poll_s: Annotated[float, typer.Option(min=0.05, help="Seconds between looks at the alias.")] = 10.0,
+    poll_s: Annotated[float, typer.Option(min=0.05, help="Seconds between looks at the alias.")] = 2.0,
     max_body_mb: Annotated[int, typer.Option(min=1, help="Largest request, MiB.")] = 16,
+    memory: Annotated[
+        int, typer.Option(min=0, help="Most of the weights' files to hold in memory, MB; 0: as the system decides.")
+    ] = 0,
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -32,6 +35,8 @@ def serve(
         os.environ.setdefault(name, "1")
     from des_core.release.serve import server
 
-    replica = server.Replica(model, load_registry(model, config, set_)[1], poll_s)
+    loaded, uri = load_registry(model, config, set_)
+    root = "" if loaded is None else loaded.storage.root
+    replica = server.Replica(model, uri, poll_s, root, memory * 1_000_000)
     server.serve(replica, host, port, environment.cpu_quota(), max_body_mb << 20)
     answer(as_json, {"model": model, "requests": replica.monitor.requests.total()})

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks import handmade
 from des_core import metrics, storage
 from des_core.config import Config, parse_config
 from des_core.contracts import Dataset, FieldSpec, Segment
@@ -23,7 +24,6 @@ from des_core.errors import ConfigError, RegistryError
 from des_core.release.judge import champion
 from des_core.release.judge.gate import decide
 from des_core.release.registry import registry
-from des_core.release.serve import serving
 from des_core.run import Day, Run, pin
 from des_core.verdict import Champion, NewRows, Verdict
 
@@ -81,27 +81,27 @@ def run_of(config: Config, as_of: str, champion: str = "", trained: dict[str, in
 
 
 def export(folder: Path, run: Run, fields: tuple[FieldSpec, ...] | None = None, seed: int = 3) -> None:
-    """A model of random rows for all values of a run's store, as ``serving.export`` writes it."""
+    """A model of random rows for all values of a run's store, as a registered one is."""
     dataset = Dataset.load(run.dataset)
     fields = fields or dataset.fields
     root = run.dataset.uri.rpartition("/")[0]
     known = {field.name for field in dataset.fields}
-    tables = [pq.read_table(storage.join(root, part.path)) for part in dataset.parts.values()]
-    keys = [
-        ids_of(field_values(table, field)[0], field.table)
-        for table in tables
-        for field in fields
-        if field.name in known
-    ]
-    ids = np.unique(np.concatenate(keys))
+    parts = [pq.read_table(storage.join(root, part.path)) for part in dataset.parts.values()]
+    keys: dict[str, list[np.ndarray]] = {field.table: [] for field in fields}
+    for field in fields:
+        if field.name in known:
+            keys[field.table] += [ids_of(field_values(part, field)[0], field.table) for part in parts]
+    ids = {table: np.unique(np.concatenate(found)) for table, found in keys.items() if found}
     model = build(run.config.model, len(fields), 0, seed)
-    rows = np.random.default_rng(seed).normal(0, 0.3, (len(ids), model.row_width)).astype(np.float32)
-    serving.write(str(folder), run.key, run.config, "click", fields, ids, rows, model)
+    random = np.random.default_rng(seed)
+    rows = {table: random.normal(0, 0.3, (len(ids[table]), model.row_width)).astype(np.float32) for table in ids}
+    checkpoint = handmade.checkpoint(str(folder), "by-hand", 1, fields, ids, rows, model)
+    handmade.describe(str(folder), run.key, run.config, fields, checkpoint)
 
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """Version -> folder of its export, in the place of the registry; others are looked up in the real one."""
+    """Version -> folder of its model, in the place of the registry; others are looked up in the real one."""
     folders: dict[str, Path] = {}
     real: Callable[..., registry.StoredModel] = registry.fetch
 

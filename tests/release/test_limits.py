@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,15 +20,16 @@ import numpy as np
 import pytest
 import uvicorn
 
+from des_core import storage
 from des_core.data.read.hashing import splitmix64
 from des_core.engine.weights import index
-from des_core.errors import DamagedError, DataError, StorageError
+from des_core.errors import CheckpointError, DataError, StorageError
 from des_core.release.registry import registration
 from des_core.release.serve import cache, payload, server, serving
 from des_core.release.serve.limits import Limits, limits_of
 from tests.finished import finished_run
 from tests.release.test_registry import ACCEPT
-from tests.release.test_server import RECORDS, Client, model_of, record
+from tests.release.test_server import RECORDS, Client, described, model_of, record
 
 ROOT = Path(__file__).parent.parent.parent
 LIMITS = Limits(body=1 << 16, bodies=1 << 17, requests=3, connections=8, header_s=0.5, body_s=0.7)
@@ -267,23 +269,21 @@ def test_limits_follow_the_machine() -> None:
     assert found.connections <= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100
 
 
-def test_a_replica_reads_a_copy_of_its_own(tmp_path: Path) -> None:
-    """Whoever truncates the registry's file, or what lies in storage, takes nothing from who has mapped it."""
-    run = finished_run(tmp_path, "registry.embed_limit=0")
+def test_a_replica_reads_a_copy_of_what_the_registry_holds(tmp_path: Path) -> None:
+    """Whoever truncates files of the artifact store takes nothing from who has mapped a small model."""
+    run = finished_run(tmp_path)
     uri = run.config.registry.tracking_uri
-    registration.register(run, ACCEPT, lambda run: (model_of(run.path("model"), run, 1), RECORDS))
-    os.environ["DES_CACHE"] = str(tmp_path / "cache")
-    try:
-        replica = server.Replica("models:/shop@champion", uri)
-        replica.look()
-        loaded = replica.current
-        assert loaded is not None
-        expected = loaded.score(record(), "application/json").scores_B
-        for path in [*tmp_path.rglob("rows.npy"), *tmp_path.rglob("index.npy")]:
-            path.write_bytes(b"")
-        np.testing.assert_array_equal(loaded.score(record(), "application/json").scores_B, expected)
-    finally:
-        del os.environ["DES_CACHE"]
+    registration.register(run, ACCEPT, described)
+    replica = server.Replica("models:/shop@champion", uri)
+    replica.look()
+    loaded = replica.current
+    assert loaded is not None
+    expected = loaded.score(record(), "application/json").scores_B
+    found = [*tmp_path.rglob("weights-*.arrow")]
+    assert found
+    for path in found:
+        path.write_bytes(b"")
+    np.testing.assert_array_equal(loaded.score(record(), "application/json").scores_B, expected)
 
 
 @pytest.fixture
@@ -294,57 +294,84 @@ def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def stored(folder: Path, number: int) -> tuple[str, str]:
-    """A file of 1,000 bytes, and its digest."""
-    import hashlib
-
-    data = bytes([number]) * 1000
-    (folder / f"{number}.npy").write_bytes(data)
-    return str(folder / f"{number}.npy"), hashlib.sha256(data).hexdigest()
-
-
 def test_copies_are_bounded_and_the_one_used_longest_ago_goes(copies: Path, tmp_path: Path) -> None:
-    files = [stored(tmp_path, number) for number in range(4)]
-    for number, (uri, digest) in enumerate(files[:2]):
-        path = cache.fetch(uri, digest)
-        os.utime(path, (number, number))
-    cache.fetch(*files[0])
-    (copies / "abc.partial-99999999").write_bytes(b"x" * 9000)
-    cache.fetch(*files[2])
-    assert {path.name for path in copies.iterdir()} == {files[0][1], files[2][1]}
-    monster = tmp_path / "monster.npy"
-    monster.write_bytes(b"m" * 9000)
-    import hashlib
+    for number in range(4):
+        (tmp_path / f"{number}.arrow").write_bytes(bytes([number]) * 1000)
 
-    cache.fetch(str(monster), hashlib.sha256(b"m" * 9000).hexdigest())
-    assert len(list(copies.iterdir())) == 1, "one that is larger than the limit is alone"
+    def fetch(number: int) -> None:
+        cache.make_room({f"part/{number}.arrow": 1000})
+        with cache.fetch(str(tmp_path / f"{number}.arrow"), f"part/{number}.arrow") as file:
+            assert file.read() == bytes([number]) * 1000
+
+    for number in range(2):
+        fetch(number)
+        os.utime(copies / "part" / f"{number}.arrow", (number, number))
+    fetch(0)
+    (copies / "part" / "abc.partial-99999999").write_bytes(b"x" * 9000)
+    fetch(2)
+    assert {path.name for path in copies.rglob("*.arrow")} == {"0.arrow", "2.arrow"}
+    assert not list(copies.rglob("*.partial-*"))
+    (tmp_path / "0.arrow").unlink()
+    fetch(0)
+    cache.make_room({"part/0.arrow": 1000, "part/2.arrow": 1000, "other/monster.arrow": 9000})
+    assert len(list(copies.rglob("*.arrow"))) == 2, "none that is wanted goes"
+    cache.make_room({"other/monster.arrow": 9000})
+    assert not list(copies.iterdir()), "one that is larger than the limit is alone"
+    with pytest.raises(FileNotFoundError):
+        cache.fetch(str(tmp_path / "0.arrow"), "part/0.arrow")
 
 
-def test_a_damaged_copy_is_fetched_again_and_a_damaged_original_is_named(copies: Path, tmp_path: Path) -> None:
-    uri, digest = stored(tmp_path, 1)
-    path = Path(cache.fetch(uri, digest))
-    path.write_bytes(b"damaged")
-    assert Path(cache.fetch(uri, digest)).read_bytes() == bytes([1]) * 1000
-    path.write_bytes(b"damaged")
-    Path(uri).write_bytes(b"other")
-    with pytest.raises(DamagedError, match=r"1\.npy has other bytes than des\.json says"):
-        cache.fetch(uri, digest)
-    assert not list(copies.iterdir())
-    Path(uri).unlink()
-    with pytest.raises(StorageError, match=r"1\.npy is missing"):
-        cache.fetch(uri, digest)
+def in_bucket(bucket: str, folder: Path) -> tuple[str, str, list[float]]:
+    """A model whose weights lie in a bucket and no longer here, the address of a file, and its scores."""
+    model_of(str(folder / "model"), finished_run(folder), 1)
+    (weights,) = (folder / "model").rglob("weights-*.arrow")
+    (root,) = {path.parents[1] for path in (folder / "model").rglob("manifest.json")}
+    expected = list(serving.Scorer(str(folder / "model")).score(RECORDS))
+    uri = f"{bucket}/{folder.name}"
+    for path in root.rglob("*.*"):
+        storage.write_bytes(f"{uri}/{path.relative_to(folder / 'model')}", path.read_bytes())
+    address = f"{uri}/{weights.relative_to(folder / 'model')}"
+    shutil.rmtree(folder / "model" / "checkpoints")
+    return uri, address, expected
+
+
+def test_weights_in_a_bucket_are_fetched_once_and_a_fault_is_mended_or_named(
+    copies: Path, tmp_path: Path, bucket: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    uri, address, expected = in_bucket(bucket, tmp_path)
+
+    def scores() -> list[float]:
+        return list(serving.Scorer(str(tmp_path / "model"), uri).score(RECORDS))
+
+    assert scores() == expected
+    whole = storage.read_bytes(address)
+    storage.delete(address)
+    assert scores() == expected, "from the copy"
+    (copy,) = copies.rglob("weights-*.arrow")
+    assert copy.read_bytes() == whole
+    # A file that is mapped is not changed in its place.
+    copy.unlink()
+    copy.write_bytes(whole[:100] + bytes(len(whole) - 100))
+    with pytest.raises(CheckpointError, match=r"weights-00000-000\.arrow is missing, with weights of the model"):
+        scores()
+    copy.write_bytes(bytes(len(whole)))
+    storage.write_bytes(address, whole)
+    assert scores() == expected
+    assert "event=damaged copy=" in capfd.readouterr().err
+    copy.unlink()
+    storage.write_bytes(address, whole[:100] + bytes(len(whole) - 100))
+    with pytest.raises(CheckpointError, match=r"s3://.*weights-00000-000\.arrow: the weights of table \w+, prefixes"):
+        scores()
+    assert not list(copies.rglob("*.arrow"))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"capacity": 10**12}, r"index\.npy holds int64 .* and should hold \(1000000000004,\) by des\.json"),
-        ({"rows": 10**12}, r"index\.npy holds"),
-        ({"rows": -1, "capacity": 1029}, r"is no index of -1 rows"),
-        ({"rows": 5, "capacity": 1023}, r"is no index of 5 rows"),
         ({"config": {"model": {"hidden": [10**9], "name": "deepfm"}}}, r"dense\.safetensors does not fit des\.json"),
-        ({"config": {"model": {"factors": 1024}}}, r"rows\.npy holds float32 .* and should hold \(4, 1025\)"),
-        ({"sha256": {}}, "has other bytes"),
+        ({"config": {"model": {"factors": 1024}}}, r"rows are \[\(17, 'float32'\)\] and the model's have 1025 numbers"),
+        ({"checkpoint": "checkpoints/x#sha256:" + "0" * 64}, r"the model's checkpoint is missing"),
+        ({"checkpoint": "checkpoints/x"}, r"'checkpoints/x' is not a reference"),
         ({"task": "else"}, r"des\.json is not a Description of this version \(task: "),
     ],
 )
@@ -362,24 +389,6 @@ def test_sizes_in_a_description_are_compared_with_the_files_before_memory_is_tak
             described[key] = value
     path.write_text(json.dumps(described))
     started = time.monotonic()
-    with pytest.raises((DamagedError, StorageError), match=message):
+    with pytest.raises((CheckpointError, StorageError), match=message):
         serving.Scorer(str(folder))
     assert time.monotonic() - started < 5
-
-
-def test_an_index_that_points_elsewhere_is_refused(tmp_path: Path) -> None:
-    import hashlib
-
-    folder = tmp_path / "model"
-    model_of(str(folder), finished_run(tmp_path), 1)
-    described = json.loads((folder / "des.json").read_text())
-    packed = np.load(folder / "index.npy")
-    place = np.flatnonzero(packed[: described["capacity"]])[0]
-    for wrong in (packed[place] + 1000, 0):
-        changed = packed.copy()
-        changed[place] = wrong
-        np.save(folder / "index.npy", changed)
-        described["sha256"]["index.npy"] = hashlib.sha256((folder / "index.npy").read_bytes()).hexdigest()
-        (folder / "des.json").write_text(json.dumps(described))
-        with pytest.raises(DamagedError, match=r"index\.npy is no index of 4 rows"):
-            serving.Scorer(str(folder))

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,17 +47,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("shop")
 
 
-def export(run: Run) -> tuple[str, pa.Table]:
-    """A model of which one file stays in storage."""
-    model = run.path("model")
-    storage.write_json(storage.join(model, "des.json"), {"uri": {"rows.npy": "s3://elsewhere/rows.npy"}})
-    storage.write_bytes(storage.join(model, "index.npy"), b"index")
-    storage.write_bytes(storage.join(model, "rows.npy"), b"large")
-    return model, EXAMPLE
+def describe(run: Run, folder: str) -> pa.Table:
+    """A model, and a file in a folder beside it."""
+    storage.write_json(storage.join(folder, "des.json"), {"checkpoint": run.key})
+    storage.write_bytes(storage.join(folder, "checkpoints/weights.arrow"), b"small")
+    return EXAMPLE
 
 
-def refuse(run: Run) -> tuple[str, pa.Table]:
-    raise AssertionError("a run that is registered must not be exported again")
+def refuse(run: Run, folder: str) -> pa.Table:
+    raise AssertionError("a run that is registered must not be described again")
 
 
 def fetched(run: Run, into: str) -> registry.StoredModel:
@@ -74,7 +72,7 @@ def first(folder: Path) -> tuple[Run, Reference]:
     assert registry.standing(run) == ("", "", ())
     assert registry.resolve("models:/shop@champion", run.config.registry.tracking_uri) == ""
     assert not (folder / "runs/shop/mlflow.db").exists(), "asking must not make a database"
-    reference, adopted = registration.register(run, ACCEPT, export)
+    reference, adopted = registration.register(run, ACCEPT, describe)
     assert not adopted
     return run, reference
 
@@ -117,11 +115,9 @@ def test_a_version_leads_back_to_all_that_made_it(first: tuple[Run, Reference], 
     }
 
 
-def test_the_artifact_is_the_export_without_pickle_and_without_what_stays_in_storage(
-    first: tuple[Run, Reference], folder: Path
-) -> None:
+def test_the_artifact_is_what_was_described_without_pickle(first: tuple[Run, Reference], folder: Path) -> None:
     found = fetched(first[0], str(folder / "unused"))
-    assert sorted(path.name for path in Path(found.folder).iterdir()) == ["des.json", "index.npy"]
+    assert sorted(path.name for path in Path(found.folder).iterdir()) == ["checkpoints", "des.json"]
     assert str(folder / "runs/shop/artifacts") in found.folder
     assert not (folder / "unused").exists(), "a local artifact is read in place"
     whole = Path(found.folder).parent.parent
@@ -149,7 +145,7 @@ def test_a_rejected_model_is_a_candidate_and_the_champion_stays(
     first: tuple[Run, Reference], folder: Path, client: Any
 ) -> None:
     run = finished_run(folder, "run.seed=2")
-    reference, _ = registration.register(run, REJECT, export)
+    reference, _ = registration.register(run, REJECT, describe)
     record = registration.Registered.load(reference)
     assert (record.version, record.aliases, record.accepted) == ("2", ("candidate",), False)
     assert aliases(client) == {"candidate": "2", "champion": "1"}
@@ -163,7 +159,7 @@ def test_a_verdict_against_a_champion_of_the_past_is_refused(first: tuple[Run, R
     with pytest.raises(
         RegistryError, match=r"champion of shop is now version 1, the gate compared none; run des evalu"
     ):
-        registration.register(run, ACCEPT, export)
+        registration.register(run, ACCEPT, describe)
     assert registry.standing(run) == ("1", "", ())
 
 
@@ -238,9 +234,9 @@ def against(champion: str, verdict: Verdict = ACCEPT) -> Verdict:
     return verdict.model_copy(update={"champion": champion})
 
 
-def registered(run: Run, verdict: Verdict, export_: Callable[[Run], tuple[str, pa.Table]] = export) -> tuple[Any, ...]:
+def registered(run: Run, verdict: Verdict, describe_: registration.Describe = describe) -> tuple[Any, ...]:
     """Version, aliases and acceptance after registering a run."""
-    record = registration.Registered.load(registration.register(run, verdict, export_)[0])
+    record = registration.Registered.load(registration.register(run, verdict, describe_)[0])
     return record.version, record.aliases, record.accepted
 
 
@@ -306,10 +302,10 @@ def test_versions_say_what_must_stay_until_their_weights_are_deleted(line: Line)
 def test_two_processes_that_register_one_run_make_one_version(line: Line) -> None:
     run = line.whole()
 
-    def beaten(run: Run) -> tuple[str, pa.Table]:
+    def beaten(run: Run, folder: str) -> pa.Table:
         """Between our look and our version, the same run is registered elsewhere."""
         assert registered(run, ACCEPT) == ("1", ("candidate", "champion"), True)
-        return export(run)
+        return describe(run, folder)
 
     assert registered(run, ACCEPT, beaten) == ("1", ("candidate", "champion"), True)
     with mlflow_client.connect(line.uri) as client:
@@ -317,9 +313,9 @@ def test_two_processes_that_register_one_run_make_one_version(line: Line) -> Non
 
 
 def test_of_two_runs_against_one_champion_the_later_is_superseded(line: Line) -> None:
-    def beaten(run: Run) -> tuple[str, pa.Table]:
+    def beaten(run: Run, folder: str) -> pa.Table:
         assert registered(line.whole("run.seed=1"), ACCEPT) == ("1", ("candidate", "champion"), True)
-        return export(run)
+        return describe(run, folder)
 
     run = line.whole()
     assert registered(run, ACCEPT, beaten) == ("2", ("candidate",), False)
@@ -422,7 +418,7 @@ def test_where_storage_is_a_bucket_the_model_is_found_without_a_driver_for_it(
     assert registered(run, ACCEPT) == ("1", ("candidate", "champion"), True)
     found = fetched(run, "unused")
     assert found.folder.startswith(f"{run.config.run.dir}/artifacts/")
-    assert sorted(path.name for path in Path(found.folder).iterdir()) == ["des.json", "index.npy"]
+    assert sorted(path.name for path in Path(found.folder).iterdir()) == ["checkpoints", "des.json"]
     parent = registry.parent(run.config)
     assert parent is not None and parent.checkpoint.startswith("checkpoints/")
     assert Reference.parse(f"{bucket}/shop/{parent.checkpoint}").read() == {"run_key": run.key}
@@ -448,7 +444,7 @@ def test_a_database_of_something_else_is_one_line(tmp_path: Path, first: tuple[R
 
 def test_mlflow_says_nothing_on_the_terminal(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = finished_run(folder, "run.seed=4")
-    registration.register(run, REJECT, export)
+    registration.register(run, REJECT, describe)
     assert capfd.readouterr() == ("", "")
 
 
@@ -505,7 +501,7 @@ def test_any_folder_can_hold_the_run(tmp_path: Path) -> None:
     folder.mkdir()
     run = finished_run(folder)
     ACCEPT.write(run.path("gate.json"))
-    registration.register(run, ACCEPT, export)
+    registration.register(run, ACCEPT, describe)
     assert list(tmp_path.iterdir()) == [folder], "no other folder is made"
     assert (folder / "runs/shop/mlflow.db").exists() and registry.standing(run).champion == "1"
     found = fetched(run, str(tmp_path / "unused"))
@@ -663,10 +659,10 @@ def test_a_registry_that_goes_away_while_registering_is_waited_for(
     ACCEPT.write(run.path("gate.json"))
     cuts = [2.0]
 
-    def cut(run: Run) -> tuple[str, pa.Table]:
+    def cut(run: Run, folder: str) -> pa.Table:
         if cuts:
             link.cut(cuts.pop())
-        return export(run)
+        return describe(run, folder)
 
     reference, adopted = registration.register(run, ACCEPT, cut)
     assert not adopted and not cuts
@@ -682,7 +678,7 @@ def test_a_registry_that_goes_away_while_registering_is_waited_for(
     late = Line(tmp_path / "late", ("run.name=hasty", "registry.wait_s=1", f"registry.tracking_uri={uri}"))
     link.cut(60.0)
     with pytest.raises(UnavailableError, match="cannot be reached"):
-        registration.register(late.whole(), ACCEPT, export)
+        registration.register(late.whole(), ACCEPT, describe)
     link.close()
 
 
@@ -757,11 +753,11 @@ from pathlib import Path
 from des_core.errors import DesError
 from des_core.release.registry import registration
 from tests.finished import finished_run
-from tests.release.test_registry import ACCEPT, export
+from tests.release.test_registry import ACCEPT, describe
 run = finished_run(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
 try:
-    registration.register(run, ACCEPT, export)
+    registration.register(run, ACCEPT, describe)
 except DesError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks import handmade
 from des_core.config import Config, parse_config
 from des_core.contracts import Dataset
 from des_core.data.feed.batches import ids_of
@@ -23,6 +25,7 @@ from des_core.engine.models import build
 from des_core.errors import DataError
 from des_core.release.registry import registration
 from des_core.release.serve import prediction, pyfunc, server, serving
+from des_core.run import Run
 from tests.finished import finished_run
 from tests.release.test_registry import ACCEPT
 
@@ -70,12 +73,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
         "ids": "whole",
     }
     random = np.random.default_rng(1)
-    ids = [ids_of(hash_values(pa.array(texts)), name) for name, texts in VALUES.items()]
+    ids = {name: ids_of(hash_values(pa.array(texts)), name) for name, texts in VALUES.items()}
     network = build(config.model, len(fields), 0, 1)
     place = str(folder / "model")
-    known = np.concatenate(ids)
-    rows = random.normal(0, 0.5, (len(known), network.row_width)).astype(np.float32)
-    serving.write(place, "0" * 64, config, "click", fields, known, rows, network)
+    rows = {name: random.normal(0, 0.5, (len(ids[name]), network.row_width)).astype(np.float32) for name in ids}
+    handmade.describe(
+        place, "0" * 64, config, fields, handmade.checkpoint(place, "by-hand", 1, fields, ids, rows, network)
+    )
     return place
 
 
@@ -205,7 +209,12 @@ def test_mlflows_own_server_scores_every_form_it_takes(model: str, expected: Any
         from mlflow.pyfunc.scoring_server import invocations
 
         example = pa.table({name: pa.array(values) for name, values in COLUMNS.items()})
-        registration.register(run, ACCEPT, lambda _: (model, example))
+
+        def described(_: Run, folder: str) -> pa.Table:
+            shutil.copytree(model, folder)
+            return example
+
+        registration.register(run, ACCEPT, described)
         mlflow.set_tracking_uri(run.config.registry.tracking_uri)
         loaded = mlflow.pyfunc.load_model("models:/shop/1")
         np.testing.assert_array_equal(loaded.predict(pd.DataFrame(COLUMNS)), expected)

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks import handmade
 from des_core import storage
 from des_core.data.feed.batches import ids_of
 from des_core.data.read.forms import in_form
@@ -42,14 +43,20 @@ SECRET = "s3cr3t-value"
 def model_of(folder: str, run: Run, seed: int) -> str:
     """A model with rows for ann, bob and the tags a and b, written by hand."""
     random = np.random.default_rng(seed)
-    ids = np.concatenate(
-        [ids_of(hash_values(pa.array(texts)), name) for name, texts in (("user", ["ann", "bob"]), ("tags", ["a", "b"]))]
-    )
+    known = {"user": ["ann", "bob"], "tags": ["a", "b"]}
+    ids = {name: ids_of(hash_values(pa.array(texts)), name) for name, texts in known.items()}
     fields = dataset_of(run.config).fields
     model = build(run.config.model, len(fields), 0, seed)
-    rows = random.normal(0, 0.5, (len(ids), model.row_width)).astype(np.float32)
-    serving.write(folder, run.key, run.config, "click", fields, ids, rows, model)
+    rows = {name: random.normal(0, 0.5, (len(ids[name]), model.row_width)).astype(np.float32) for name in ids}
+    checkpoint = handmade.checkpoint(folder, "by-hand", 1, fields, ids, rows, model)
+    handmade.describe(folder, run.key, run.config, fields, checkpoint)
     return folder
+
+
+def described(run: Run, folder: str) -> pa.Table:
+    """The first of these models, as registration takes it."""
+    model_of(folder, run, 1)
+    return RECORDS
 
 
 class Shop:
@@ -58,7 +65,7 @@ class Shop:
     def __init__(self, folder: Path) -> None:
         run = finished_run(folder)
         self.uri = run.config.registry.tracking_uri
-        registration.register(run, ACCEPT, lambda run: (model_of(run.path("model"), run, 1), RECORDS))
+        registration.register(run, ACCEPT, described)
         first = Path(registry.fetch("models:/shop/1", self.uri, "").folder)
         self.folders = {"1": first}
         with mlflow_client.connect(self.uri) as client:
@@ -66,10 +73,10 @@ class Shop:
             for number in ("2", "3"):
                 shutil.copytree(first.parent.parent, folder / number)
                 inside = folder / number / first.relative_to(first.parent.parent)
-                if number == "2":
-                    model_of(str(inside), run, 2)
-                else:
-                    (inside / "rows.npy").write_bytes(b"not what the digest says")
+                model_of(str(inside), run, int(number))
+                if number == "3":
+                    (weights,) = inside.rglob("weights-*.arrow")
+                    weights.write_bytes(b"not what the digest says")
                 digest = storage.digest_file(str(inside / "des.json"))
                 client.create_model_version("shop", str(folder / number), tags={"des.model_digest": digest})
                 self.folders[number] = inside
@@ -327,7 +334,7 @@ def test_mlflow_answers_what_is_its_own(client: Client) -> None:
 def test_a_version_that_cannot_be_served_leaves_the_old_one(replica: Process, client: Client, shop: Shop) -> None:
     shop.crown("3")
     event = replica.wait_for("version_failed")
-    assert "rows.npy has other bytes than des.json says" in event["reason"]
+    assert "weights-00000-000.arrow: the weights of table user, prefixes " in event["reason"]
     assert event["serving"] == "version 1"
     assert client.post(record())[0::2] == (200, "1")
     assert client.get("/ready")[0] == 200

@@ -221,7 +221,7 @@ def _scored_by(run: Run, version: str, splits: tuple[str, ...]) -> pa.Table | st
         model = f"models:/{run.config.run.name}/{version}"
         found = registry.fetch(model, run.config.registry.tracking_uri, folder)
         try:
-            scorer = Scorer(found.folder)
+            scorer = Scorer(found.folder, run.config.storage.root)
         except UserError as error:
             return str(error)
         began = _pinned_day(run, scorer)

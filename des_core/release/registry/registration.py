@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -73,10 +71,14 @@ class Registered(Record):
     tracking_uri: str
 
 
-def register(run: Run, verdict: Verdict, export: Callable[[Run], tuple[str, pa.Table]]) -> tuple[Reference, bool]:
+Describe = Callable[[Run, str], pa.Table]
+"""Writes the files of a run's model, ``des.json`` and what lies beside it, into a local folder; a few raw records."""
+
+
+def register(run: Run, verdict: Verdict, describe: Describe) -> tuple[Reference, bool]:
     """``version.json`` of the run's model, and whether a version of this run was there already.
 
-    ``export`` gives the folder of the exported model and a few raw records; it is called for a new version only.
+    ``describe`` is called for a new version only.
 
     A registry that stops answering half-way is waited for (``registry.wait_s``), and what was begun there is begun
     again: a run has one version, however often it is tried.
@@ -86,11 +88,11 @@ def register(run: Run, verdict: Verdict, export: Callable[[Run], tuple[str, pa.T
         UnavailableError: the registry did not answer in that time.
     """
     uri = run.config.registry.tracking_uri
-    ask = partial(_register, run, verdict, export)
+    ask = partial(_register, run, verdict, describe)
     return remote.wait_for(f"MLflow at {hidden(uri)}", ask, wait_s(run.config))
 
 
-def _register(run: Run, verdict: Verdict, export: Callable[[Run], tuple[str, pa.Table]]) -> tuple[Reference, bool]:
+def _register(run: Run, verdict: Verdict, describe: Describe) -> tuple[Reference, bool]:
     """One attempt of ``register``."""
     config = run.config
     with connect(config.registry.tracking_uri) as client:
@@ -98,9 +100,11 @@ def _register(run: Run, verdict: Verdict, export: Callable[[Run], tuple[str, pa.
         adopted = version is not None
         if version is None:
             _refuse_moved_champion(client, run, verdict)
-            artifact, example = export(run)
-            model_uri, mlflow_run = _log(client, run, verdict, artifact, example)
-            digest = storage.digest_file(storage.join(artifact, DESCRIPTION))
+            with scratch.folder("model") as place:
+                folder = str(Path(place) / "model")
+                example = describe(run, folder)
+                model_uri, mlflow_run = _log(client, run, verdict, folder, example)
+                digest = storage.digest_file(storage.join(folder, DESCRIPTION))
             made = _create_version(client, run, verdict, model_uri, mlflow_run, digest)
             # Another process may have registered this very run meanwhile: the first version is the run's.
             version = of_run(client, run) or made
@@ -164,7 +168,7 @@ def _refuse_moved_champion(client: MlflowClient, run: Run, verdict: Verdict) -> 
     )
 
 
-def _log(client: MlflowClient, run: Run, verdict: Verdict, artifact: str, example: pa.Table) -> tuple[str, str]:
+def _log(client: MlflowClient, run: Run, verdict: Verdict, folder: str, example: pa.Table) -> tuple[str, str]:
     """The logged model's address and the id of its MLflow run."""
     import mlflow
     from mlflow.models import ModelSignature
@@ -173,14 +177,11 @@ def _log(client: MlflowClient, run: Run, verdict: Verdict, artifact: str, exampl
     report = storage.read_json(run.path("report.json"))
     tags = lineage.tags(run, verdict, report)
     experiment = _experiment(client, run.config)
-    with (
-        _embedded(artifact) as data,
-        mlflow.start_run(experiment_id=experiment, run_name=run.key[:12], tags=tags) as active,
-    ):
+    with mlflow.start_run(experiment_id=experiment, run_name=run.key[:12], tags=tags) as active:
         info = mlflow.pyfunc.log_model(
             name="model",
             loader_module=LOADER,
-            data_path=data,
+            data_path=folder,
             # No input schema: pyfunc.py says why.
             signature=ModelSignature(outputs=Schema([TensorSpec(np.dtype(np.float64), (-1,))])),
             input_example=example.to_pandas(),
@@ -196,21 +197,6 @@ def _drop_leftovers(client: MlflowClient, run: Run, version: ModelVersion) -> No
     for left in client.search_runs([_experiment(client, run.config)], f"tags.`des.run_key` = '{run.key}'"):
         if left.info.run_id != version.run_id:
             client.delete_run(left.info.run_id)
-
-
-@contextmanager
-def _embedded(artifact: str) -> Iterator[str]:
-    """A local folder with the files to register: the export without the weights that stay in storage."""
-    with scratch.folder("model") as place:
-        folder = Path(place) / "model"
-        folder.mkdir()
-        elsewhere = storage.read_json(storage.join(artifact, "des.json"))["uri"]
-        for name in storage.list_folder(artifact):
-            if name not in elsewhere:
-                filesystem, path = storage.resolve(storage.join(artifact, name))
-                with filesystem.open_input_stream(path) as stream, open(folder / name, "wb") as file:
-                    shutil.copyfileobj(stream, file, 1 << 22)
-        yield str(folder)
 
 
 def _experiment(client: MlflowClient, config: Config) -> str:
@@ -307,7 +293,8 @@ def _create_version(
     tags = lineage.tags(run, verdict, report) | {"des.previous_champion": verdict.champion}
     # The model's id as a tag: a version found by its alias does not name it.
     tags["des.model_id"] = model_uri.removeprefix("models:/")
-    # Des.json names the digests of the weights: with its own here all of a model is certified by the registry.
+    # Des.json names the checkpoint's manifest by its digest, and that names the weights by theirs: with its own here
+    # all of a model is certified by the registry.
     tags["des.model_digest"] = digest
     tags["des.gate_digest"] = verdict.written_sha256
     return client.create_model_version(

@@ -48,7 +48,7 @@ class StoredModel(NamedTuple):
     name: str
     version: str
     folder: str
-    """What ``serving.export`` wrote."""
+    """With des.json, as ``serving.write`` wrote it."""
 
 
 class Standing(NamedTuple):

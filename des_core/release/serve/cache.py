@@ -1,53 +1,60 @@
-"""Copies of large weights files on this machine, by their digest: fetched once, verified at every use, bounded.
+"""Copies of weights files of an object store on this machine: fetched once, bounded.
 
-    DES_CACHE/SHA256    DES_CACHE: by default des-cache in the temporary folder
+    DES_CACHE/DIRECTORY/FILE    DIRECTORY: sha256 of the ``blocks-WORKER.json`` that names the file's blocks
+                                DES_CACHE: by default des-cache in the temporary folder
 
-More than DES_CACHE_BYTES (8 GiB) are not kept: the files that were used longest ago go first. One that a process has
-mapped stays readable to it.
+Versions of a model share files, so a new one fetches only what its last layer adds. Who opens a copy verifies it block
+by block (weight_files.py). More than DES_CACHE_BYTES (8 GiB) are not kept: the files that were used longest ago go
+first, but none that is wanted now. One that a process has mapped stays readable to it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
+import shutil
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import BinaryIO
 
-from des_core import log, storage
-from des_core.errors import DamagedError, StorageError
+from des_core import storage
 from des_core.processes import is_alive
 
 LIMIT_BYTES = 8 << 30
 PIECE = 1 << 22
 
 
-def fetch(uri: str, sha256: str) -> str:
-    """Path of a local copy of a file, which has this digest.
+def fetch(uri: str, name: str) -> BinaryIO:
+    """A copy of a file, open to be read; it is fetched where there is none.
+
+    Args:
+        name: of the copy, ``DIRECTORY/FILE``.
 
     Raises:
-        StorageError: the file is missing, or has another digest.
+        FileNotFoundError: the file is missing.
     """
-    path = os.path.join(folder(), sha256)
+    path = os.path.join(folder(), name)
     with suppress(FileNotFoundError):
-        if storage.digest_file(path) == sha256:
-            os.utime(path)
-            return path
-        log.emit("damaged", copy=path, why="it has other bytes than its name says; it is fetched again")
-        os.remove(path)
+        os.utime(path)
+        return open(path, "rb")
     filesystem, inner = storage.resolve(uri)
-    size = filesystem.get_file_info(inner).size
-    if size is None:
-        raise StorageError(f"{uri} is missing; bring it back, or train and register the model again")
-    os.makedirs(folder(), exist_ok=True)
-    make_room(size)
-    digest = hashlib.sha256()
     with filesystem.open_input_stream(inner) as stream, storage.writer(path) as file:
-        while piece := stream.read(PIECE):
-            digest.update(piece)
-            file.write(piece)
-        if digest.hexdigest() != sha256:
-            raise DamagedError(f"{uri} has other bytes than des.json says; export the model again")
-    return path
+        shutil.copyfileobj(stream, file, PIECE)
+        file.flush()
+        # Here, for another process may make room before the copy has its name.
+        number = os.open(file.name, os.O_RDONLY)
+    return open(number, "rb")
+
+
+def has(name: str) -> bool:
+    """Whether there is a copy."""
+    return os.path.exists(os.path.join(folder(), name))
+
+
+def drop(name: str) -> None:
+    """Delete a copy."""
+    with suppress(FileNotFoundError):
+        os.remove(os.path.join(folder(), name))
 
 
 def folder() -> str:
@@ -55,23 +62,33 @@ def folder() -> str:
     return os.environ.get("DES_CACHE") or os.path.join(tempfile.gettempdir(), "des-cache")
 
 
-def make_room(size: int) -> None:
-    """Delete copies, those used longest ago first, until ``size`` bytes more are within the limit."""
+def make_room(wanted: Mapping[str, int]) -> None:
+    """Delete copies, those used longest ago first, until the wanted ones are within the limit.
+
+    Args:
+        wanted: sizes by name.
+    """
+    if not wanted:
+        return
     limit = int(os.environ.get("DES_CACHE_BYTES") or LIMIT_BYTES)
     found: list[tuple[float, int, str]] = []
-    with os.scandir(folder()) as entries:
-        for entry in entries:
-            owner = entry.name.rpartition(".partial-")[2]
-            if ".partial-" in entry.name and not (owner.isdecimal() and is_alive(int(owner))):
-                os.remove(entry.path)
-                continue
+    used = sum(wanted.values())
+    for place, _, names in os.walk(folder()):
+        for name in names:
+            path = os.path.join(place, name)
+            owner = name.rpartition(".partial-")[2]
             with suppress(FileNotFoundError):
-                found.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
-    used = sum(size_ for _, size_, _ in found)
-    for _, held, path in sorted(found):
-        if used + size <= limit:
+                if ".partial-" in name:
+                    if not (owner.isdecimal() and is_alive(int(owner))):
+                        os.remove(path)
+                elif os.path.relpath(path, folder()) not in wanted:
+                    found.append((os.stat(path).st_mtime, os.stat(path).st_size, path))
+                    used += found[-1][1]
+    for _, size, path in sorted(found):
+        if used <= limit:
             return
-        if ".partial-" not in path:
-            with suppress(FileNotFoundError):
-                os.remove(path)
-            used -= held
+        with suppress(FileNotFoundError):
+            os.remove(path)
+        with suppress(OSError):
+            os.rmdir(os.path.dirname(path))
+        used -= size

@@ -76,7 +76,7 @@ def predict(folder: str, path: str, output: str, config: Config | None = None, k
     if storage.same(path, output):
         raise DataError(f"--output {output} is the file that is read; scores would replace it: name another file")
     digest = digest_of(path)[:16]
-    scorer = Scorer(folder)
+    scorer = Scorer(folder, config.storage.root if config is not None else "")
     source = _fitting(sources.source_of(config or scorer.description.config), path)
     rows, bad = 0, list[tuple[int, str]]()
     for name in keep:

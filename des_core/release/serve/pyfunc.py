@@ -1,4 +1,4 @@
-"""What MLflow loads: an exported model behind ``predict``, for its own scoring server and for a notebook.
+"""What MLflow loads: a registered model behind ``predict``, for its own scoring server and for a notebook.
 
 The model has no input schema: MLflow's would refuse 7 where it was told text, and text where it was told 7, although
 a field brings both to its form. So it hands over whatever came: a pandas frame, columns by name, or records.

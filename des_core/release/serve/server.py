@@ -73,15 +73,19 @@ class Loaded:
 
     Args:
         place: the folder it was downloaded into; it goes when the last request that uses the model has ended.
+        root, memory: as for ``Scorer``.
+        before: the version that serves, of whose files most are this one's too.
 
     Raises:
         DesError: the model is not whole, or scores no numbers.
     """
 
-    def __init__(self, version: str, folder: str, place: str) -> None:
+    def __init__(
+        self, version: str, folder: str, place: str, root: str = "", memory: int = 0, before: Loaded | None = None
+    ) -> None:
         weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
         self.version = version
-        self.scorer = Scorer(folder, private=True)
+        self.scorer: Scorer = Scorer(folder, root, None if before is None else before.scorer, memory)
         self.scores = monitor.Scores(self.scorer)
         texts = {field.column for field in self.scorer.description.fields if field.form == "text"}
         for value in ("1", 1, 1.5, None):
@@ -108,16 +112,17 @@ class Replica:
     Args:
         model_uri: models:/NAME@ALIAS or models:/NAME/VERSION.
         poll_s: between two looks at the registry.
+        root, memory: as for ``Scorer``.
     """
 
-    def __init__(self, model_uri: str, tracking_uri: str, poll_s: float = 10.0) -> None:
+    def __init__(self, model_uri: str, tracking_uri: str, poll_s: float = 2.0, root: str = "", memory: int = 0) -> None:
         self.model_uri, self.tracking_uri = model_uri, tracking_uri
         self.name = registry.parts_of(model_uri)[0]
         self.monitor = monitor.Server()
         self.current: Loaded | None = None
         self.reason = "the model is being loaded"
         """Why there is none."""
-        self._poll_s = poll_s
+        self._poll_s, self._root, self._memory = poll_s, root, memory
         self._said: dict[str, str] = {}
         self._retry, self._tries = 0.0, 0
         # The registry's client turns sys.stderr away while it works.
@@ -163,7 +168,8 @@ class Replica:
         place = scratch.make("serve")
         try:
             found = registry.fetch(f"models:/{self.name}/{version}", self.tracking_uri, place)
-            loaded = Loaded(version, _own(found.folder, place), place)
+            folder = _own(found.folder, place)
+            loaded = Loaded(version, folder, place, self._root, self._memory, self.current)
         except Exception as error:
             shutil.rmtree(place, ignore_errors=True)
             self._failed(version, error, place)
@@ -173,8 +179,9 @@ class Replica:
         self.monitor.swaps += 1
         self.monitor.failed = ""
         self._settled("version_failed")
+        read = {"mb": loaded.scorer.rows.size / 1e6, "verified_mb": loaded.scorer.verified_bytes / 1e6}
         seconds = time.monotonic() - started
-        self.say("serving", model=self.model_uri, version=version, before=before, seconds=seconds)
+        self.say("serving", model=self.model_uri, version=version, before=before, seconds=seconds, **read)
 
     def _failed(self, version: str, error: Exception, place: str) -> None:
         self._tries = self._tries + 1 if version == self.monitor.failed else 1
@@ -200,7 +207,7 @@ class Replica:
 
 
 def _own(folder: str, place: str) -> str:
-    """A copy of a model that is read in place: who truncates a mapped file there would end this process."""
+    """A copy of a model that is read in place: files of an artifact store are not sure to be written only once."""
     if Path(folder).resolve().is_relative_to(Path(place).resolve()):
         return folder
     return str(shutil.copytree(folder, Path(place) / "model"))

@@ -1,20 +1,20 @@
 """A trained model that scores raw records, through the same hashing and the same forward code as training.
 
-The exported folder holds ``des.json`` (format and code version, config, fields with their frozen
-statistics), ``index.npy`` (index entries, then the ids in row order), ``rows.npy`` (weights, no optimizer
-state; both are memory-mapped) and ``dense.safetensors``. Weights above ``registry.embed_limit`` stay under
-storage.root, and des.json carries their addresses. Unseen values contribute zero, as in evaluation.
+A registered model is ``des.json``: format and code version, config, fields with their frozen statistics, and a
+reference of the checkpoint that training ended with. Its manifest names the dense part and every block of weights with
+their digests (des_core/checkpoint). Nothing is merged or converted, and nothing copied; but of a checkpoint within
+``registry.embed_limit`` the files that scoring reads lie beside des.json too, in the places that they have under
+storage.root, so that a small model needs no storage. Unseen values contribute zero, as in evaluation.
 
-Dims: B records, U unique ids, O fields with rows, K numbers per row, C index entries, S rows.
+Dims: B records, U unique ids, O fields with rows, K numbers per row.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import os
-from typing import Any, BinaryIO, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +22,7 @@ import torch
 
 from des_core import storage
 from des_core.checkpoint import manifest as manifests
-from des_core.checkpoint.layers import Layers
-from des_core.checkpoint.manifest import Manifest
+from des_core.checkpoint.manifest import DENSE, Manifest
 from des_core.config import Config
 from des_core.contracts import FILE, LABEL, ROW, Dataset, FieldSpec, Record, Reference, read_as
 from des_core.data.feed.batches import Stream, columns_of, dense_values, everything, sample_ids
@@ -34,17 +33,20 @@ from des_core.engine.models import Model, build
 from des_core.engine.operators import totals_alone
 from des_core.engine.weights import index, saving
 from des_core.engine.weights.optimizer import Decay
-from des_core.errors import DamagedError, DataError, StorageError, UserError
-from des_core.release.serve import cache
-from des_core.run import Run
+from des_core.errors import CheckpointError, DataError, StorageError, UserError
+from des_core.release.serve import weight_files
+from des_core.release.serve.rows import Rows
+from des_core.release.serve.weight_files import FIX, Part
+from des_core.run import Run, relative_to_root
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-DENSE, DESCRIPTION = "dense.safetensors", "des.json"
-WEIGHTS = ("index.npy", "rows.npy")
+DESCRIPTION = "des.json"
 BATCH = 8192
-FORMAT = 3
-"""Of the exported folder: it changes with the index's layout."""
+ROOT = "DES_STORAGE_ROOT"
+"""Variable with the address that storage.root has on this machine, where it is another than in training."""
+FORMAT = 4
+"""Of des.json: it changes with what a model refers to."""
 
 
 class Description(Record):
@@ -56,99 +58,72 @@ class Description(Record):
     task: Literal["click", "rating"]
     config: Config
     fields: tuple[FieldSpec, ...]
-    capacity: int
-    """Index entries, C: the first C numbers of index.npy."""
-    rows: int
-    sha256: dict[str, str]
-    """Digest of each weights file."""
-    uri: dict[str, str] = {}
-    """Addresses of weights files that are not in the folder."""
+    checkpoint: str
+    """Reference of the checkpoint's manifest, its path relative to storage.root."""
 
 
-def export(run: Run) -> str:
-    """Write the trained model of a run to its ``model`` folder and return the folder's address.
+def write(run: Run, folder: str) -> None:
+    """Describe the trained model of a run in a local folder; a small one's weights are copied there.
 
     Raises:
-        StorageError: the run has no whole training.json or checkpoint.
+        StorageError: the run has no whole training.json.
+        CheckpointError: its checkpoint is not whole.
     """
-    training = storage.read_json(run.path("training.json"))
-    reference = Reference.parse(training["checkpoint"])
-    manifest = manifests.read(reference)
-    ids, rows = _merged(reference, manifest)
-    dataset = Dataset.load(run.dataset)
-    model = build(run.config.model, len(dataset.row_fields), len(dataset.dense_fields), run.config.run.seed)
-    saving.load_dense(reference, manifest, model.double() if rows.dtype == np.float64 else model)
-    write(run.path("model"), run.key, run.config, dataset.task, dataset.fields, ids, rows, model)
-    return run.path("model")
-
-
-def write(
-    folder: str,
-    run_key: str,
-    config: Config,
-    task: Literal["click", "rating"],
-    fields: tuple[FieldSpec, ...],
-    ids: Array,
-    rows: Array,
-    model: Model,
-) -> None:
-    """Write a model to a folder: distinct ids [S], their rows [S, K] and the dense part."""
     from des_core import __version__
 
-    entries = np.zeros(index.capacity_for(len(ids)), np.uint64)
-    index.place(entries, ids, 0, len(ids))
-    arrays = {"index.npy": np.concatenate([entries.view(np.int64), ids]), "rows.npy": rows}
-    digests = {name: write_array(storage.join(folder, name), array) for name, array in arrays.items()}
-    digests[DENSE] = storage.write_bytes(storage.join(folder, DENSE), saving.dense_bytes(model))
-    large = sum(array.nbytes for array in arrays.values()) > config.registry.embed_limit
+    reference = Reference.parse(storage.read_json(run.path("training.json"))["checkpoint"])
+    manifest = manifests.read(reference)
+    checkpoint = relative_to_root(run.config, reference)
+    dataset = Dataset.load(run.dataset)
+    inside = not os.path.isabs(checkpoint) and "://" not in checkpoint
+    if inside and sum(layer.size for layer in manifest.layers) <= run.config.registry.embed_limit:
+        weight_files.copy(reference, manifest, run.config.storage.root, folder)
     description = Description(
         code_version=__version__,
-        run_key=run_key,
-        task=task,
-        config=config.recorded,
-        fields=fields,
-        capacity=len(entries),
-        rows=len(ids),
-        sha256=digests,
-        uri={name: storage.join(folder, name) for name in WEIGHTS} if large else {},
+        run_key=run.key,
+        task=dataset.task,
+        config=run.config.recorded,
+        fields=dataset.fields,
+        checkpoint=checkpoint,
     )
-    description.write(storage.join(folder, "des.json"))
+    description.write(os.path.join(folder, DESCRIPTION))
 
 
-def _merged(reference: Reference, manifest: Manifest) -> tuple[Array, Array]:
-    """Ids, ascending, and rows at the last step, without rows that are zero."""
-    layers, decay = Layers(reference, manifest, state=False), Decay(manifest.trainer["decays"])
-    ids, rows = [np.empty(0, np.int64)], []
-    for table in manifest.shape.tables:
-        for piece, _ in layers.between(table):
-            weights = np.array(piece.rows_nK)
-            if decay.pieces and len(weights):
-                weights *= decay.missed(piece.last, manifest.step + 1)[:, None].astype(weights.dtype)
-            kept = weights.any(1)
-            ids.append(piece.ids[kept])
-            rows.append(weights[kept])
-    merged = np.concatenate(ids)
-    order = np.argsort(merged)
-    return merged[order], np.concatenate([part for part in rows if len(part)] or rows[:1])[order]
+def read(folder: str) -> Description:
+    """The description of a registered model in a local folder.
+
+    Raises:
+        StorageError: it is missing or damaged.
+        UserError: another version of DES wrote it.
+    """
+    uri = os.path.join(folder, DESCRIPTION)
+    described = storage.read_json(uri)
+    found = described.get("format") if isinstance(described, dict) else None
+    if found != FORMAT:
+        raise UserError(
+            f"{uri}: the model has format {found}, this version of DES reads {FORMAT}; train and register it again"
+        )
+    return Description.read(uri)
 
 
-def write_array(uri: str, array: Array) -> str:
-    """Stream an array as .npy and return its sha256."""
-    array = np.ascontiguousarray(array)
-    digest = hashlib.sha256()
-    head = io.BytesIO()
-    np.lib.format.write_array_header_2_0(head, np.lib.format.header_data_from_array_1_0(array))
-    with storage.writer(uri) as file:
-        _put(file, head.getvalue(), digest)
-        flat = array.reshape(-1).view(np.uint8)
-        for start in range(0, len(flat), 1 << 24):
-            _put(file, flat[start : start + (1 << 24)].data, digest)
-    return digest.hexdigest()
+def _located(description: Description, folder: str, root: str) -> Reference:
+    """The checkpoint's manifest: beside des.json, or under the first root that has it.
 
-
-def _put(file: BinaryIO, data: bytes | memoryview, digest: Any) -> None:
-    file.write(data)
-    digest.update(data)
+    Raises:
+        CheckpointError: none has.
+    """
+    named = Reference.parse(description.checkpoint)
+    if os.path.isabs(named.uri) or "://" in named.uri:
+        return named
+    roots = [folder, root, os.environ.get(ROOT, ""), description.config.storage.root]
+    uris = [storage.join(root, named.uri) for root in dict.fromkeys(filter(None, roots))]
+    found = next(filter(storage.exists, uris), "")
+    if not found:
+        raise CheckpointError(
+            f"the model's checkpoint is missing ({', '.join(uris[1:] or uris)}); bring it back, say by {ROOT} where "
+            "storage.root is now, or train and register the model again"
+        )
+    return Reference(found, named.sha256)
 
 
 class Scored(NamedTuple):
@@ -160,27 +135,22 @@ class Scored(NamedTuple):
 
 
 class Scorer:
-    """An exported model, loaded for scoring in one process.
+    """A registered model, loaded for scoring in one process.
 
     Args:
-        folder: a local folder that ``export`` wrote, or a copy of one.
-        private: weights that lie in storage are copied even from this machine, so that nobody who writes there takes
-            mapped memory away from a process that lives long.
+        folder: a local folder with des.json.
+        root: where storage.root is now, if known; else the variable DES_STORAGE_ROOT or des.json say it.
+        beside: a model in this process, whose files are not verified again where they are this one's too.
+        memory: most bytes of weights' files to keep in the process's memory; 0: the system decides.
 
     Raises:
-        StorageError: a file is missing or changed.
+        StorageError: des.json is missing or damaged.
+        UserError: it is of another format.
+        CheckpointError: weights are missing, or have other bytes than were written.
     """
 
-    def __init__(self, folder: str, private: bool = False) -> None:
-        uri = os.path.join(folder, DESCRIPTION)
-        described = storage.read_json(uri)
-        if not isinstance(described, dict) or described.get("format") != FORMAT:
-            found = described.get("format") if isinstance(described, dict) else None
-            raise UserError(
-                f"{uri}: the model has format {found}, this version of DES reads {FORMAT}; train and register it again"
-            )
-        self.description = description = Description.read(uri)
-        self._folder, self._private = folder, private
+    def __init__(self, folder: str, root: str = "", beside: Scorer | None = None, memory: int = 0) -> None:
+        self.description = description = read(folder)
         self._fields = read_as(description.fields, "rows")
         self._inputs = read_as(description.fields, "dense")
         self.columns = {
@@ -189,20 +159,28 @@ class Scorer:
         """Columns that records must have, and a field that each is for."""
         self.names = [field.name for field in self._fields]
         """Fields whose values own rows, O."""
-        self._model = self._network()
-        self._entries, self._ids = self._index()
-        self._rows_SK = self._array("rows.npy", (description.rows, self._model.row_width), "f")
-        if self._rows_SK.dtype == np.float64:
+        reference = _located(description, folder, root)
+        manifest = manifests.read(reference)
+        self._model = self._network(reference, manifest)
+        self._parts: dict[str, Part] = {}
+        self.rows = self._mapped(reference, manifest, {} if beside is None else beside._parts, memory)
+        if self.rows.dtype == np.float64:
             self._model.double()
+        self._decay, self._steps = Decay(manifest.trainer["decays"]), manifest.step
         self._ownership = everything(self._fields)
         self._fields_O = torch.arange(len(self._fields))
+        tables = [field.table for field in self._fields]
+        self._tables_O = np.array([manifest.shape.tables.index(table) for table in tables], np.int64)
         # Whoever sends records must not be able to choose ids that meet in one place.
         self._secret = np.uint64(int.from_bytes(os.urandom(8), "little") | 1)
 
-    def _network(self) -> Model:
+    def _network(self, reference: Reference, manifest: Manifest) -> Model:
         """The dense part; its sizes are compared with the file before memory is taken for them."""
-        path, description = os.path.join(self._folder, DENSE), self.description
-        data = storage.read_bytes(path, description.sha256.get(DENSE, ""))
+        path, description = storage.join(reference.uri.rpartition("/")[0], DENSE), self.description
+        try:
+            data = storage.read_bytes(path, manifest.files.get(DENSE, ""))
+        except StorageError as error:
+            raise CheckpointError(f"{error}, or train and register the model again") from None
         head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         there = {key: tuple(head[key]["shape"]) for key in head if key != "__metadata__"}
         wanted = (description.config.model, len(self._fields), len(self._inputs), description.config.run.seed)
@@ -210,51 +188,29 @@ class Scorer:
             sizes = {name: tuple(tensor.shape) for name, tensor in build(*wanted).state_dict().items()}
         if sizes != there:
             odd = next(name for name in sorted({*sizes, *there}) if sizes.get(name) != there.get(name))
-            raise DamagedError(
+            raise CheckpointError(
                 f"{path} does not fit des.json: {odd} has shape {there.get(odd)} and should have {sizes.get(odd)}; "
-                "export the model again"
+                "train and register the model again"
             )
         model = build(*wanted)
+        if any(head[key]["dtype"] == "F64" for key in there):
+            model.double()
         saving.load_dense_bytes(data, model)
         return model.eval()
 
-    def _index(self) -> tuple[Array, Array]:
-        """Index entries [C] and ids [S]; no entry points elsewhere, and some are free, or a search would not end."""
-        rows, capacity = self.description.rows, self.description.capacity
-        packed = self._array("index.npy", (capacity + rows,), "i")
-        entries, ids = packed[:capacity].view(np.uint64), packed[capacity:]
-        fits = rows >= 0 and capacity == index.capacity_for(rows)
-        if not fits or np.count_nonzero(entries) != rows or int((entries & np.uint64(0xFFFFFFFF)).max()) > rows:
-            raise DamagedError(f"{self._folder}: index.npy is no index of {rows:,} rows; export the model again")
-        return entries, ids
-
-    def _array(self, name: str, shape: tuple[int, ...], kind: str) -> Array:
-        """The numbers of a weights file, read from disk as they are needed."""
-        path = self._weights(name)
-        try:
-            # A plain array, for views of a memmap cost more.
-            array: Array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        except ValueError as error:
-            raise DamagedError(f"{path} is no array of numbers ({error}); export the model again") from None
-        if array.shape != shape or array.dtype.kind != kind or array.dtype.itemsize < 4:
-            raise DamagedError(
-                f"{path} holds {array.dtype} {array.shape} and should hold {shape} by des.json; export the model again"
-            )
-        return array
-
-    def _weights(self, name: str) -> str:
-        """Local path of a weights file, verified; one that stayed in storage is fetched once."""
-        local, wanted = os.path.join(self._folder, name), self.description.sha256.get(name, "")
-        address = self.description.uri.get(name, "")
-        if address and not os.path.exists(local):
-            if "://" in address or self._private:
-                return cache.fetch(address, wanted)
-            local = address
-        if not os.path.exists(local):
-            raise StorageError(f"{local} is missing; the model {self._folder} is not whole")
-        if storage.digest_file(local) != wanted:
-            raise DamagedError(f"{local} has other bytes than des.json says; export the model again")
-        return local
+    def _mapped(self, reference: Reference, manifest: Manifest, known: dict[str, Part], memory: int) -> Rows:
+        """The rows of the checkpoint, in mapped files."""
+        unknown = {field.table for field in self._fields} - set(manifest.shape.tables)
+        if unknown:
+            raise CheckpointError(f"{reference.uri} has no table {sorted(unknown)[0]!r}, which des.json names; {FIX}")
+        layers = weight_files.mapped(reference, manifest, known)
+        self._parts = {sha256: part for layer in layers for sha256, part in layer.items()}
+        self.verified_bytes = sum(
+            file.size for sha256, part in self._parts.items() if sha256 not in known for file in part.files
+        )
+        """Bytes of weights' files that were opened for this model."""
+        parts = [list(layer.values()) for layer in layers]
+        return Rows(parts, manifest.shape.tables, self._model.row_width, memory)
 
     def score(self, records: pa.Table) -> Array:
         """Probabilities (rating: predictions) of raw records, float64 [B].
@@ -304,19 +260,22 @@ class Scorer:
     @torch.inference_mode()
     def _forward(self, features: pa.Table) -> Scored:
         lookups = self._ownership.lookups(features)
-        ids_U, inverse_L, _, _ = index.dedupe(lookups.ids, self._secret)
-        slots_U = index.find(self._entries, self._ids, ids_U)
+        ids_U, inverse_L, first_U, _ = index.dedupe(lookups.ids, self._secret)
+        found = self.rows.find(ids_U, self._tables_O[lookups.piece[first_U]])
         values_O = np.bincount(lookups.piece, minlength=len(self.names))
-        unknown_O = np.bincount(lookups.piece[(slots_U < 0)[inverse_L]], minlength=len(self.names))
-        lookups = known_only(lookups, inverse_L, slots_U)
-        rows_UK = (
-            np.ascontiguousarray(self._rows_SK[np.maximum(slots_U, 0)])
-            if len(self._ids)
-            else np.zeros((len(slots_U), self._model.row_width), self._rows_SK.dtype)
-        )
+        unknown_O = np.bincount(lookups.piece[(found.block_U < 0)[inverse_L]], minlength=len(self.names))
+        lookups = known_only(lookups, inverse_L, found.block_U)
+        rows_UK = self.rows.rows(found)
+        if self._decay.pieces:
+            # Storage holds rows as their last step left them.
+            rows_UK *= self._decay.missed(self.rows.last(found), self._steps + 1)[:, None].astype(rows_UK.dtype)
         rows = torch.from_numpy(rows_UK)
         inputs_BM = torch.from_numpy(dense_values(features, self._inputs)).to(rows.dtype)
         shard = shard_of(lookups, inverse_L, rows, features.num_rows, self._fields_O, inputs_BM)
+        # In training's order of additions: what is read by no operator is not formed on the way.
+        operators = self._model.by_name.values()
+        by_field, squares = any(op.by_field for op in operators), any(op.squares for op in operators)
+        shard = replace(shard, by_field=by_field, squares=squares)
         totals = totals_alone(self._model.by_name, shard)
         home = Home(start=0, stop=features.num_rows, samples=features.num_rows, inputs_BM=inputs_BM)
         logits_B = self._model(totals, home)
