@@ -167,7 +167,7 @@ def test_a_model_four_times_as_large_as_the_memory_is_served(tmp_path: Path, sha
 def large(root: Path, many: int) -> tuple[Reference, Manifest, Path, int]:
     """A table of many rows, its ids in a file, and the sum of its first column."""
     from des_core.checkpoint.blocks import BlockWriter
-    from des_core.engine.weights.snapshot import sorted_blocks
+    from des_core.checkpoint.ordering import sorted_blocks
 
     ids = np.unique(np.random.default_rng(0).integers(-(1 << 63), 1 << 63, many))
     rows = np.arange(len(ids) * K, dtype=np.float32).reshape(-1, K) % 1000
