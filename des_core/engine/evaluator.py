@@ -54,6 +54,7 @@ def evaluate(run: Run, peers: Collectives, resume: bool) -> None:
         rows, scores = homes.score(worker, "test")
     # The opponents' weights take the place of these.
     del worker
+    opponents.let_go(peers)
     if asked:
         reference = run.reference("evaluate-asked.json")
         found = _compare(run, peers, Asked.load(reference), reference.sha256, rows, scores)

@@ -24,7 +24,7 @@ from des_core.engine.exchange.collectives import Collectives
 from des_core.engine.exchange.exchange import Exchange
 from des_core.engine.exchange.plan import Plan, home_edges
 from des_core.engine.exchange.row_routing import route_rows
-from des_core.engine.judging import homes, joins, slices, swap
+from des_core.engine.judging import clusters, homes, joins, ranks, slices, swap
 from des_core.engine.judging.clusters import group_ids
 from des_core.engine.judging.measure import Judge, Rows
 from des_core.engine.judging.quantiles import histogram
@@ -192,6 +192,14 @@ def judge(peers: Collectives, task: str, rows: dict[str, Any], batch: int, round
     ]
     at = np.concatenate([np.zeros(0, np.int64), *homes])
     kept, swap.ROUND, swap.PIECE = (swap.ROUND, swap.PIECE), round_, 64
+    most, received = [0], swap.swap
+
+    def counted(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+        rows, came = received(*arguments)
+        most[0] = max(most[0], len(rows))
+        return rows, came
+
+    ranks.swap = clusters.swap = counted
     try:
         here = Rows(columns["label"][at], at, group_ids(columns["group"][at]))
         ours, theirs = columns["ours"][at], columns["theirs"][at]
@@ -206,12 +214,13 @@ def judge(peers: Collectives, task: str, rows: dict[str, Any], batch: int, round
             "compared_alone": judging.compared(replace(here, groups=None), ours, theirs).model_dump(mode="json"),
         }
         if model.wins is not None:
-            found |= {"wins": model.wins.wins, "roc": model.wins.roc, "most": len(at)}
+            found |= {"wins": model.wins.wins, "roc": model.wins.roc}
             if model.wins.auc is not None:
                 found["histogram"] = histogram(peers, ours, model.wins.order_B, here.labels > 0.5)
-        return found
+        return found | {"most": most[0]}
     finally:
         swap.ROUND, swap.PIECE = kept
+        ranks.swap = clusters.swap = received
 
 
 FACTORS, INPUTS = 3, 2

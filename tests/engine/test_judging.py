@@ -76,6 +76,7 @@ def test_workers_judge_as_columns_in_one_place_do(group: Callable[[int], Group],
     for workers in WORKERS:
         answers = group(workers).do("judge", task="click", rows=rows, batch=97, round_=40)
         assert all(answer["compared"] == answers[0]["compared"] for answer in answers), "all workers know the same"
+        assert max(answer["most"] for answer in answers) <= 1.5 * 40 + 4 * workers, "a buffer is a round's"
         found = answers[0]
         for key in ("metrics", "alone", "grouped", "bins", "roc"):
             near(found[key], wanted[key])

@@ -6,6 +6,7 @@ logs were ingested again with its definitions, and its scores come to the rows b
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,8 @@ from des_core.verdict import Opponent
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+OF_THE_MACHINE = ("workers", "device", "kernels", "worker_memory_mb")
+"""Keys of [train] that an opponent takes from the run that it is compared in."""
 LONGEST = 500
 """Characters of a reason."""
 
@@ -47,8 +50,7 @@ def scores(run: Run, peers: Collectives, opponent: Opponent, splits: Sequence[st
     scored = [homes.score(worker, split, whose=whose)[1] for split in theirs]
     # Its table goes before anything else is held.
     del worker
-    if peers.device.type == "cuda":
-        torch.cuda.empty_cache()
+    let_go(peers)
     unseen = [_unseen(run, peers, opponent, split) for split in splits]
     if not opponent.joined:
         return list(zip(scored, unseen, strict=True))
@@ -68,10 +70,9 @@ def _worker(run: Run, peers: Collectives, opponent: Opponent, dataset: Reference
         inputs = storage.read_json(opponent.inputs)
         config = parse_config(json.dumps(inputs["config"]), opponent.inputs)
         # What is of the machine is the run's own.
-        train = config.train.model_copy(
-            update={name: getattr(run.config.train, name) for name in ("workers", "device", "kernels")}
-        )
-        theirs = Run(config.model_copy(update={"train": train}), dataset, inputs["run_key"])
+        train = config.train.model_copy(update={name: getattr(run.config.train, name) for name in OF_THE_MACHINE})
+        changes = {"train": train, "cluster": run.config.cluster}
+        theirs = Run(config.model_copy(update=changes), dataset, inputs["run_key"])
         worker = worker_of(theirs, peers)
         worker.load(Reference.parse(opponent.checkpoint))
     except (UserError, StorageError) as error:
@@ -80,6 +81,13 @@ def _worker(run: Run, peers: Collectives, opponent: Opponent, dataset: Reference
     if reason or worker is None:
         raise CannotScore(reason)
     return worker
+
+
+def let_go(peers: Collectives) -> None:
+    """Give back what a model held that nobody refers to any more."""
+    gc.collect()
+    if peers.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _shared(peers: Collectives, reason: str) -> str:
