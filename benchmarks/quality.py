@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from des_core import metrics
 from des_core.config import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +53,14 @@ def truth_auc(folder: str) -> float:
     with open(day, newline="") as log, open(day.parent / "truth" / day.name, newline="") as truth:
         labels = [float(row["label"]) for row in csv.DictReader(log)]
         probabilities = [float(row["probability"]) for row in csv.DictReader(truth)]
-    return metrics.auc(np.array(labels), np.array(probabilities)) or 0.0
+    return _auc(np.array(labels), np.array(probabilities))
+
+
+def _auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve, ties counted half."""
+    positive, negative = (np.sort(scores[part]) for part in (labels > 0.5, labels < 0.5))
+    below, upto = (np.searchsorted(negative, positive, side).sum() for side in ("left", "right"))
+    return float((below + upto) / (2 * len(positive) * len(negative)))
 
 
 def main() -> None:

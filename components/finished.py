@@ -5,10 +5,11 @@ from __future__ import annotations
 from des_core import storage
 from des_core.config import Config
 from des_core.contracts import Dataset, Reference
+from des_core.data.store import predictions
 from des_core.errors import StorageError
 from des_core.run import Run, features_uri, pin
 
-RESULTS = ("report.json", "report.html", "predictions.parquet", "champion.json", "gate.json", "version.json")
+RESULTS = ("report.json", "report.html", "predictions", "champion.json", "gate.json", "version.json")
 """What a finished run has left beside its training."""
 
 
@@ -23,8 +24,14 @@ def finished_run(config: Config, as_of: str = "") -> Run | None:
     if record is None or not is_judged(run, record.gate):
         return None
     record.write(run.path("version.json"))
-    run.publish()
+    publish(run)
     return run
+
+
+def publish(run: Run) -> None:
+    """Copy what people open to the root, and mark this run as the latest."""
+    predictions.copy(run.path("predictions"), storage.join(run.config.storage.root, "predictions"))
+    run.publish()
 
 
 def is_ingested(config: Config) -> bool:
@@ -78,7 +85,7 @@ def is_evaluated(run: Run) -> bool:
         report = storage.read_json(run.path("report.json"))
         if report["training_sha256"] != run.reference("training.json").sha256:
             return False
-        return bool(storage.digest_file(run.path("predictions.parquet")) == report["predictions_sha256"])
+        return predictions.is_whole(run.path("predictions"), report["predictions_sha256"])
     except (StorageError, FileNotFoundError, KeyError, TypeError):
         return False
 

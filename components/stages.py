@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from components.finished import is_evaluated, is_trained
+from components.finished import is_evaluated, is_trained, publish
 from components.launch import memory
 from components.launch.roles import launch
 from des_core import log, remote, storage
@@ -203,7 +203,7 @@ def score(run: Run) -> Done:
     from des_core.release.judge import champion
     from des_core.verdict import NewRows
 
-    reference, kept = champion.score_new(run)
+    reference, kept = champion.score_new(run, lambda: launch("score", run))
     record = NewRows.load(reference)
     who = f"version {record.version} on {record.samples:,} new rows" if record.version else "there is no champion yet"
     if record.reason:
@@ -221,7 +221,7 @@ def train(run: Run, resume: bool | None = None) -> Done:
     if run.day is None:
         _check_order(run.config)
     if not finished:
-        for name in ("training.json", "report.json", "predictions.parquet", "champion.json", "gate.json"):
+        for name in ("training.json", "report.json", "predictions", "champion.json", "gate.json"):
             storage.delete(run.path(name))
         memory.check(run)
         resume = storage.exists(storage.join(run.checkpoints, "last.json")) if resume is None else resume
@@ -235,7 +235,7 @@ def train(run: Run, resume: bool | None = None) -> Done:
 
 
 def evaluate(run: Run) -> Done:
-    """``report.json``, ``predictions.parquet``, the champion's scores of the same rows, and the page.
+    """``report.json``, the predictions, the champion on the same rows, and the page.
 
     Raises:
         UserError: the run was not trained.
@@ -247,12 +247,11 @@ def evaluate(run: Run) -> Done:
         raise UserError(f"{run.path('training.json')}: this config and data were not trained; run des train first")
     finished = is_evaluated(run)
     if not finished:
-        for name in ("report.json", "predictions.parquet"):
+        for name in ("report.json", "predictions"):
             storage.delete(run.path(name))
-        launch("evaluate", run)
-    _, kept = champion.score(run)
+    _, kept = champion.score(run, lambda: launch("evaluate", run))
     page = report.write(run)
-    run.publish()
+    publish(run)
     numbers = storage.read_json(run.path("report.json"))
     what = f"{numbers['samples']:,} test rows" + _metric("", numbers)
     reference = str(run.reference("report.json"))
@@ -276,7 +275,7 @@ def gate(run: Run) -> Done:
     reference = decide(run)
     verdict = Verdict.load(reference)
     page = report.write(run)
-    run.publish()
+    publish(run)
     unchanged = storage.read_bytes(run.path("gate.json")) == before
     daily.quarantine(run, verdict.days_at_fault, verdict.reasons)
     # All of it is said at the end.
@@ -300,7 +299,7 @@ def register(run: Run) -> Done:
     reference, adopted = registration.register(run, verdict, _model)
     record = registration.Registered.load(reference)
     page = report.write(run)
-    run.publish()
+    publish(run)
     retention.after_run(run.config)
     aliases = ", ".join(record.aliases) or "no alias"
     what = f"unchanged, version {record.version}" if adopted else f"{record.name} version {record.version} ({aliases})"

@@ -7,10 +7,10 @@ any crash. Bounds of the gate are not among them: with others the same model is 
     ROOT/features/SPEC/manifest.json         the data (of a day's run: window-DIGEST.json); SPEC: Config.features_digest
     ROOT/checkpoints/KEY/                    the weights while they train
     ROOT/runs/KEY/inputs.json                what was pinned
-    ROOT/runs/KEY/{new_rows.json,new_rows.parquet}   a day's new rows, scored by the champion before training
+    ROOT/runs/KEY/new_rows.json              a day's new rows, scored by the champion before training
     ROOT/runs/KEY/training.json              what training measured
-    ROOT/runs/KEY/{report.json,report.html,predictions.parquet}
-    ROOT/runs/KEY/{champion.json,champion.parquet}   the champion on the same rows
+    ROOT/runs/KEY/{report.json,report.html,predictions/}
+    ROOT/runs/KEY/champion.json              the champion on the same rows
     ROOT/runs/KEY/gate.json                  the verdict
     ROOT/runs/KEY/version.json               the registered version
     ROOT/latest                              KEY of the latest run
@@ -27,7 +27,7 @@ from des_core.config import Config, parse_config
 from des_core.contracts import Dataset, Record, Reference
 from des_core.errors import ConfigError, StorageError, UserError
 
-PAGES = ("report.json", "report.html", "predictions.parquet")
+PAGES = ("report.json", "report.html")
 """Files of the latest run that are copied to the root, where people look."""
 
 

@@ -287,6 +287,18 @@ def read_json(uri: str, sha256: str | None = None) -> Any:
         raise DamagedError(f"{uri} is damaged (it is not JSON); delete it, and run the step that writes it") from None
 
 
+def copy(uri: str, to: str) -> None:
+    """Write a file's bytes to another place, in pieces of 4 MiB."""
+    filesystem, path = resolve(uri)
+    with (
+        _answering(filesystem, uri),
+        filesystem.open_input_stream(path, compression=None) as stream,
+        writer(to) as file,
+    ):
+        while piece := stream.read(1 << 22):
+            file.write(piece)
+
+
 def digest_file(uri: str) -> str:
     """The sha256 of a file, read in pieces of 4 MiB."""
     filesystem, path = resolve(uri)

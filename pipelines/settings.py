@@ -150,6 +150,7 @@ def _size(task: dsl.PipelineTask, config: Config) -> None:
     if name == "train":
         # It goes on from its last checkpoint.
         task.set_retry(2, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="600s")
+    if name in ON_GPU:
         wait_s += cluster.queue_timeout_s if away else 0
     if name == "resolve":
         wait_s = 3600 * config.recurring.wait_hours

@@ -53,7 +53,7 @@ def of_run(run: Run, unchanged: bool) -> dict[str, Any]:
         **{key: report[key] for key in keys if report.get(key) is not None},
         "run_key": run.key,
         "report": storage.join(config.storage.root, "report.html"),
-        "predictions": storage.join(config.storage.root, "predictions.parquet"),
+        "predictions": storage.join(config.storage.root, "predictions"),
         "mlflow_ui": mlflow_ui(config.registry.tracking_uri),
     }
 

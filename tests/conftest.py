@@ -5,11 +5,14 @@ import signal
 import socket
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.engine.group import Group
 
 # Before torch and numba read them: tests start many processes on few cores.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
@@ -29,6 +32,25 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data at {folder}; name their folder in DES_DATA")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def group() -> Iterator[Callable[[int], "Group"]]:
+    """``group(n)`` is the session's group of n real worker processes, started on first use."""
+    from tests.engine.group import Group
+
+    groups: dict[int, Group] = {}
+
+    def get(workers: int) -> Group:
+        if workers in groups and groups[workers].broken:
+            groups.pop(workers).close()
+        if workers not in groups:
+            groups[workers] = Group(workers)
+        return groups[workers]
+
+    yield get
+    for started in groups.values():
+        started.close()
 
 
 @pytest.fixture(scope="session")

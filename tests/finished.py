@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from des_core import metrics, storage
+from des_core import storage
 from des_core.config import Config, load_config
 from des_core.contracts import Dataset, FieldSpec, FieldStats, Part, Reference, Segment
+from des_core.data.store import predictions
 from des_core.run import Day, Run, features_uri, pin
 from des_core.verdict import Champion
+from tests import columns
 
 TOML = """
 [run]
@@ -89,12 +90,12 @@ def finished_run(
     dataset_of(config).write(features_uri(config))
     run = pin(config, day=day)
     labels, scores = predictions_of(samples, skill, seed)
-    write_predictions(run, labels, scores)
+    sha256 = write_predictions(run, labels, scores)
     manifest = storage.join(run.checkpoints, "step-0000000096", "manifest.json")
     checkpoint = str(Reference(manifest, storage.write_json(manifest, {"run_key": run.key})))
     training = {"workers": 2, "steps": 96, "valid": [], "samples_per_s": 41_250.0, "checkpoint": checkpoint}
     storage.write_json(run.path("training.json"), training)
-    storage.write_json(run.path("report.json"), report_of(run, labels, scores))
+    storage.write_json(run.path("report.json"), report_of(run, labels, scores, sha256))
     return run
 
 
@@ -107,13 +108,17 @@ def predictions_of(samples: int, skill: float, seed: int) -> tuple[np.ndarray, n
     return labels, 1 / (1 + np.exp(-guess))
 
 
-def write_predictions(run: Run, labels: np.ndarray, scores: np.ndarray, name: str = "predictions.parquet") -> pa.Table:
-    """A predictions file of rows 0, 1, ... of one raw file."""
-    samples = [f"0123456789abcdef:{row}" for row in range(len(labels))]
-    table = pa.table({"sample": samples, "label": pa.array(labels, pa.float32()), "probability": scores})
-    with storage.writer(run.path(name)) as file:
-        pq.write_table(table, file)
-    return table
+def write_predictions(run: Run, labels: np.ndarray, scores: np.ndarray) -> str:
+    """Predictions of rows 0, 1, ... of one raw file, and the digest of their manifest."""
+    folder = run.path("predictions")
+    with predictions.part(folder, 0) as part:
+        rows = np.arange(len(labels))
+        columns_ = [np.zeros(len(labels), np.int32), rows, labels.astype(np.float32), scores]
+        part.add(pa.table(columns_, schema=predictions.SCHEMA))
+    record = predictions.Predictions(
+        samples=len(labels), files=("0123456789abcdef",), parts={predictions.part_name(0): part.sha256}
+    )
+    return record.write(storage.join(folder, predictions.MANIFEST)).sha256
 
 
 def _booked(predicted: float, counted: float, ms: float) -> dict[str, float]:
@@ -121,19 +126,15 @@ def _booked(predicted: float, counted: float, ms: float) -> dict[str, float]:
 
 
 def write_champion(run: Run, **changes: Any) -> Reference:
-    """``champion.json`` of this run's report, with the digests of the scores that lie beside it; by default of none."""
-    digests = {}
-    for name, key in (("champion", "scores_sha256"), ("reference", "reference_sha256")):
-        if storage.exists(run.path(f"{name}.parquet")):
-            digests[key] = storage.digest_file(run.path(f"{name}.parquet"))
-    record: dict[str, Any] = {"status": "none", "report": str(run.reference("report.json"))} | digests | changes
+    """``champion.json`` of this run's report; by default of none."""
+    record: dict[str, Any] = {"status": "none", "report": str(run.reference("report.json"))} | changes
     return Champion.model_validate(record).write(run.path("champion.json"))
 
 
-def report_of(run: Run, labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+def report_of(run: Run, labels: np.ndarray, scores: np.ndarray, predictions_sha256: str) -> dict[str, Any]:
     """A report as the evaluator writes it."""
     click = run.config.source.task == "click"
-    test = metrics.judge(run.config.source.task, labels, scores)
+    test = columns.judge(run.config.source.task, labels, scores)
     ledger = {
         "fm": ("sum", 278_528.0, 278_528.0, 1.21),
         "dense gradients": ("all_reduce", 4.0, 4.0, 0.35),
@@ -144,8 +145,10 @@ def report_of(run: Run, labels: np.ndarray, scores: np.ndarray) -> dict[str, Any
         "task": run.config.source.task,
         **test,
         "valid": test,
-        "roc": metrics.roc(labels, scores) if click else [],
-        "calibration_bins": metrics.calibration_bins(labels, scores),
+        "measured": columns.measured(run.config.source.task, labels, scores).model_dump(mode="json"),
+        "roc": columns.roc(labels, scores) if click else [],
+        "calibration_bins": columns.calibration_bins(labels, scores),
+        "scores": columns.histogram(labels, scores) if click else None,
         "workers": 2,
         "steps": 96,
         "seconds": 2.3,
@@ -192,11 +195,11 @@ def report_of(run: Run, labels: np.ndarray, scores: np.ndarray) -> dict[str, Any
         "checkpoint": "",
         "checkpoints": {"saves": 3.0, "pause_s": 0.02, "write_s": 0.7, "written_bytes": 3.1e6, "read_bytes": 0.0},
         "training_sha256": run.reference("training.json").sha256,
-        "predictions_sha256": storage.digest_file(run.path("predictions.parquet")),
+        "predictions_sha256": predictions_sha256,
         "trained_samples": 96_000,
         "model": run.config.model.model_dump(mode="json") | {"dense_parameters": 1},
         "run": {"name": run.config.run.name, "key": run.key, "config_digest": run.config.digest},
-        "dataset": {"reference": str(run.dataset), "rows": {}, "bad_rows": 7, "fields": {}},
+        "dataset": {"reference": str(run.dataset), "rows": {}, "bad_rows": 7, "fields": {}, "definitions": []},
     }
 
 

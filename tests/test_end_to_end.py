@@ -19,7 +19,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from des_core import metrics, storage
+from des_core import storage
+from des_core.data.store import predictions
+from tests import columns
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("source.rows_per_day=4000", "train.epochs=2")
@@ -71,13 +73,13 @@ def test_a_run_ends_in_a_champion_and_says_where_to_look(home: Path) -> None:
     assert report["workers"] == 2 and report["split"] == "test"
     for line, entry in report["exchange"].items():
         assert entry["counted_bytes_per_step"] == pytest.approx(entry["predicted_bytes_per_step"], rel=1e-12), line
-    for name in ("features", "checkpoints", "mlflow.db", "artifacts", "latest", "report.html", "predictions.parquet"):
+    for name in ("features", "checkpoints", "mlflow.db", "artifacts", "latest", "report.html", "predictions"):
         assert (home / "runs/demo" / name).exists(), name
-    predictions = pq.read_table(home / "runs/demo/predictions.parquet")
-    assert predictions.column_names == ["sample", "label", "probability"]
-    labels, scores = (predictions.column(name).to_numpy() for name in ("label", "probability"))
+    parts = pq.read_table(home / "runs/demo/predictions")
+    assert parts.column_names == ["file", "row", "label", "probability"]
+    labels, scores = (parts.column(name).to_numpy() for name in ("label", "probability"))
     assert len(labels) == report["samples"]
-    assert metrics.auc(labels, scores) == pytest.approx(report["auc"], abs=1e-12)
+    assert columns.auc(labels, scores) == pytest.approx(report["auc"], abs=1e-12)
 
 
 def test_the_same_again_is_unchanged(home: Path) -> None:
@@ -86,7 +88,7 @@ def test_the_same_again_is_unchanged(home: Path) -> None:
 
 
 def test_serving_scores_are_evaluations(home: Path, bucket: str) -> None:
-    """Raw records of the test day, scored by the registered model, are predictions.parquet within 1e-6."""
+    """Raw records of the test day, scored by the registered model, are the predictions within 1e-6."""
     (day,) = sorted((home / "runs/demo/raw").glob("*.csv"))[-1:]
     logs, output = f"{bucket}/last day.csv", f"{bucket}/scores/{day.name}"
     storage.write_bytes(logs, day.read_bytes())
@@ -94,7 +96,7 @@ def test_serving_scores_are_evaluations(home: Path, bucket: str) -> None:
     assert answer["rows"] == 4000
     rows = csv.DictReader(storage.read_bytes(output).decode().splitlines())
     scores = {row["sample"]: float(row["probability"]) for row in rows}
-    expected = pq.read_table(home / "runs/demo/predictions.parquet").to_pydict()
+    expected = predictions.read(str(home / "runs/demo/predictions")).to_pydict()
     assert set(scores) == set(expected["sample"])
     ours = np.array([scores[sample] for sample in expected["sample"]])
     np.testing.assert_allclose(ours, expected["probability"], rtol=0, atol=1e-6)
@@ -134,7 +136,7 @@ def test_mlflow_serves_the_registered_model(home: Path) -> None:
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-    expected = pq.read_table(home / "runs/demo/predictions.parquet").to_pydict()
+    expected = predictions.read(str(home / "runs/demo/predictions")).to_pydict()
     by_row = {int(s.split(":")[1]): p for s, p in zip(expected["sample"], expected["probability"], strict=True)}
     np.testing.assert_allclose(served, [by_row[row] for row in range(50)], rtol=0, atol=1e-6)
 
@@ -196,13 +198,13 @@ def test_planted_interactions_are_recovered(home: Path, model: str) -> None:
         words = [*base, *settings(f"model.name={name}")]
         des(home, "train", *words)
         des(home, "evaluate", *words)
-        predictions = pq.read_table(home / "runs/quality/predictions.parquet").to_pydict()
-        aucs[name] = metrics.auc(np.array(predictions["label"]), np.array(predictions["probability"]))
+        scored = predictions.read(str(home / "runs/quality/predictions")).to_pydict()
+        aucs[name] = columns.auc(np.array(scored["label"]), np.array(scored["probability"]))
     (truth,) = sorted((home / "runs/quality/raw/truth").glob("*.csv"))[-1:]
     with open(truth, newline="") as file:
         known = [float(row["probability"]) for row in csv.DictReader(file)]
-    rows = [int(sample.split(":")[1]) for sample in predictions["sample"]]
-    best = metrics.auc(np.array(predictions["label"]), np.array(known)[rows])
+    rows = [int(sample.split(":")[1]) for sample in scored["sample"]]
+    best = columns.auc(np.array(scored["label"]), np.array(known)[rows])
     assert best is not None and aucs["lr"] is not None and aucs[model] is not None
     assert best - aucs["lr"] > 0.05 and 0.75 <= best <= 0.85
     assert (aucs[model] - aucs["lr"]) / (best - aucs["lr"]) >= 0.8, (aucs, best)

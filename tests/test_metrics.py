@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from des_core import metrics
+from tests import columns as metrics
 
 
 def by_pairs(labels: np.ndarray, scores: np.ndarray) -> float:

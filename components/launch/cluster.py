@@ -42,9 +42,10 @@ from k8s.jobs import Job, Jobs, State, connect, in_pod
 
 RESULTS: dict[str, tuple[str, ...]] = {
     "train": ("training.json",),
-    "evaluate": ("predictions.parquet", "report.json"),
+    "evaluate": ("predictions/_manifest.json", "report.json"),
+    "score": ("score-found.json",),
 }
-"""What a role has written when it is done."""
+"""What a role has written when it is done, beside its answer where it was asked to compare."""
 
 STUCK_S = 120.0
 """How long a trouble that seldom passes by itself is waited for, such as an image that cannot be pulled."""
@@ -183,7 +184,8 @@ class _JobLog:
 
 
 def _finished(role: str, run: Run) -> bool:
-    return all(storage.exists(run.path(name)) for name in RESULTS[role])
+    answer = (f"{role}-found.json",) * storage.exists(run.path(f"{role}-asked.json"))
+    return all(storage.exists(run.path(name)) for name in (*RESULTS[role], *answer))
 
 
 def _follow(jobs: Jobs, job: Job, cluster: ClusterConfig, job_log: _JobLog) -> State:

@@ -7,10 +7,14 @@ from typing import Literal
 
 from des_core.run import Run
 
-Role = Literal["train", "evaluate"]
+Role = Literal["train", "evaluate", "score"]
 
 
-MODULES: dict[str, str] = {"train": "des_core.engine.trainer", "evaluate": "des_core.engine.evaluator"}
+MODULES: dict[str, str] = {
+    "train": "des_core.engine.trainer",
+    "evaluate": "des_core.engine.evaluator",
+    "score": "des_core.engine.progressive",
+}
 
 
 LEAVING = "leaving"

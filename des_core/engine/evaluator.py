@@ -1,134 +1,116 @@
-"""Distributed scoring of valid and test, and the numbers of a run's report.
+"""The role of a scoring worker: valid and test by the trained weights, other versions on the same test rows.
 
-Each worker scores its home slices; predictions meet on worker 0, where metrics are exact because they
-see all samples at once.
+Each worker scores its home slices and keeps them; what meets are sums (judging/). Worker 0 writes report.json, every
+worker its part of the predictions. The opponents that evaluate-asked.json names score the rows one after the other,
+each with its own weights alone in memory, and what was found of them is evaluate-found.json.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 
-from des_core import log, metrics, storage
-from des_core.contracts import FILE, GROUP, LABEL, ROW, Dataset, Reference
-from des_core.data.feed.batches import Stream, sample_ids
-from des_core.data.read.hashing import MISSING
+from des_core import storage
+from des_core.contracts import Dataset, Reference
+from des_core.data.store import predictions
 from des_core.engine.exchange.collectives import Collectives
-from des_core.engine.exchange.plan import home_edges
+from des_core.engine.judging import homes, opponents, slices
+from des_core.engine.judging.measure import Judge, Rows
+from des_core.engine.judging.quantiles import histogram
+from des_core.engine.judging.swap import told, total
 from des_core.engine.process import main
 from des_core.engine.training_report import memory_beside
 from des_core.engine.worker import Worker, worker_of
-from des_core.errors import UserError
 from des_core.run import Run
+from des_core.verdict import Asked, Comparison, Found, Measured
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-SCORING_BATCH = 8192
-
-
-def predict(worker: Worker, split: str) -> Array:
-    """Predictions of a split in stored order, float64, on worker 0 (empty elsewhere)."""
-    workers = worker.peers.workers
-    stream = worker.stream(split)
-    scored: list[torch.Tensor] = []
-    done = 0
-    with worker.peers.uncounted():
-        for batch in stream.batches(SCORING_BATCH):
-            scored.append(worker.score(batch).double())
-            done += batch.num_rows
-            if worker.peers.rank == 0:
-                log.emit("evaluate", split=split, done=done, of=stream.samples, to=sys.stdout)
-        mine = torch.cat(scored) if scored else torch.zeros(0, dtype=torch.float64, device=worker.peers.device)
-        parts = worker.peers.gather(mine)
-    if not parts:
-        return np.empty(0)
-    scores = _in_order([part.cpu().numpy() for part in parts], stream.samples, workers)
-    wrong = np.flatnonzero(~np.isfinite(scores))
-    if len(wrong):
-        sample = samples_of(worker.run.dataset, split)[int(wrong[0])]
-        raise UserError(
-            f"{len(wrong)} {split} rows have no finite prediction, the first is sample {sample}; "
-            "is a number far larger there than where it was trained? give its field transform = 'log1p' or 'bucket'"
-        )
-    return scores
-
-
-def _in_order(parts: list[Array], samples: int, workers: int) -> Array:
-    """Weave the workers' home slices back into the stored order."""
-    out = np.empty(samples)
-    taken = [0] * workers
-    for start in range(0, samples, SCORING_BATCH):
-        size = min(SCORING_BATCH, samples - start)
-        edges = home_edges(size, workers)
-        for home in range(workers):
-            count = edges[home + 1] - edges[home]
-            out[start + edges[home] : start + edges[home + 1]] = parts[home][taken[home] : taken[home] + count]
-            taken[home] += count
-    return out
-
-
-def columns(dataset: Reference, split: str, names: list[str]) -> dict[str, Array]:
-    """Whole columns of a split in stored order."""
-    table = pa.concat_tables(Stream(dataset, split, names).batches(1 << 20))
-    return {name: table.column(name).to_numpy() for name in names}
-
-
-def samples_of(dataset: Reference, split: str) -> pa.Array:
-    """Sample ids ``DIGEST:ROW`` of a split in stored order."""
-    table = pa.concat_tables(Stream(dataset, split, [FILE, ROW]).batches(1 << 20))
-    return sample_ids(table, Dataset.load(dataset).files)
+ROC_POINTS = 200
+"""Of a report's curve."""
 
 
 def evaluate(run: Run, peers: Collectives, resume: bool) -> None:
-    """Score valid and test with the trained weights; worker 0 writes report.json and predictions.parquet."""
+    """Write the report where it is missing, and compare with the opponents that are asked for."""
+    # Worker 0 decides, because it will write it.
+    missing = bool(total(peers, [int(peers.rank == 0 and not storage.exists(run.path("report.json")))])[0])
+    asked = storage.exists(run.path("evaluate-asked.json"))
+    if not missing and not asked:
+        return
     training = storage.read_json(run.path("training.json"))
     worker = worker_of(run, peers)
     worker.load(Reference.parse(training["checkpoint"]))
-    splits = ("valid", "test") if worker.dataset.rows("valid") else ("test",)
-    results = {split: predict(worker, split) for split in splits}
-    memory = memory_beside(worker, worker.need().evaluate)
-    if peers.rank == 0:
-        _write(run, worker, training, results, memory)
+    if missing:
+        valid = _valid(worker)
+        with predictions.part(run.path("predictions"), peers.rank) as part:
+            rows, scores = homes.score(worker, "test", part)
+            homes.check_finite(peers, run.dataset, "test", rows, scores)
+        test = _judged(peers, worker.dataset.task, rows, scores)
+        test |= {"predictions_sha256": _manifest(run, peers, part)}
+        test |= {"evaluate_memory": memory_beside(worker, worker.need().evaluate)}
+        _write(run, worker, training, valid, test)
+    else:
+        rows, scores = homes.score(worker, "test")
+    # The opponents' weights take the place of these.
+    del worker
+    opponents.let_go(peers)
+    if asked:
+        reference = run.reference("evaluate-asked.json")
+        found = _compare(run, peers, Asked.load(reference), reference.sha256, rows, scores)
+        if peers.rank == 0:
+            found.write(run.path("evaluate-found.json"))
 
 
-def _write(
-    run: Run, worker: Worker, training: dict[str, Any], results: dict[str, Array], memory: dict[str, list[float]]
-) -> None:
-    dataset = worker.dataset
-    wanted = [LABEL, *[GROUP] * dataset.has_group]
-    truth = {split: columns(run.dataset, split, wanted) for split in results}
-    judged = {
-        split: metrics.judge(dataset.task, truth[split][LABEL], results[split], truth[split].get(GROUP), MISSING)
-        for split in results
+def _valid(worker: Worker) -> dict[str, Any]:
+    """The metrics of valid; empty where it has no rows."""
+    if not worker.dataset.rows("valid"):
+        return {}
+    rows, scores = homes.score(worker, "valid")
+    homes.check_finite(worker.peers, worker.run.dataset, "valid", rows, scores)
+    judge = Judge(worker.peers, worker.dataset.task)
+    return judge.metrics(rows, judge.model(rows, scores), grouped=True)
+
+
+def _judged(peers: Collectives, task: str, rows: Rows, scores: Array) -> dict[str, Any]:
+    """What a report says of the test rows' scores."""
+    judge = Judge(peers, task)
+    model = judge.model(rows, scores, ROC_POINTS)
+    measured = judge.measured(rows, model)
+    order = model.wins.order_B if model.wins is not None and model.wins.auc is not None else None
+    return {
+        **judge.metrics(rows, model, grouped=True),
+        "measured": measured.model_dump(mode="json"),
+        "roc": model.wins.roc if model.wins else [],
+        "calibration_bins": judge.calibration_bins(rows, model),
+        "scores": None if order is None else histogram(peers, scores, order, rows.labels > 0.5),
     }
-    labels, predictions = truth["test"][LABEL], results["test"]
-    table = pa.table(
-        {
-            "sample": samples_of(run.dataset, "test"),
-            "label": pa.array(labels, pa.float32()),
-            "probability": pa.array(predictions, pa.float64()),
-        }
-    )
-    with storage.writer(run.path("predictions.parquet")) as file:
-        pq.write_table(table, file, compression="zstd")
-    click = dataset.task == "click"
+
+
+def _manifest(run: Run, peers: Collectives, part: predictions.PartWriter) -> str:
+    """The digest of the predictions' manifest, which worker 0 writes when all parts are there."""
+    digests = told(peers, np.frombuffer(bytes.fromhex(part.sha256), np.int64))
+    dataset = Dataset.load(run.dataset)
+    parts = {predictions.part_name(worker): digest.tobytes().hex() for worker, digest in enumerate(digests)}
+    record = predictions.Predictions(samples=dataset.rows("test"), files=dataset.files, parts=parts)
+    if peers.rank == 0:
+        record.write(storage.join(run.path("predictions"), predictions.MANIFEST))
+    return record.written_sha256
+
+
+def _write(run: Run, worker: Worker, training: dict[str, Any], valid: dict[str, Any], test: dict[str, Any]) -> None:
+    """report.json, by worker 0."""
+    dataset = worker.dataset
+    if worker.peers.rank:
+        return
     report = {
         "split": "test",
         "task": dataset.task,
-        **judged["test"],
-        "valid": judged.get("valid", {}),
-        "roc": metrics.roc(labels, predictions) if click else [],
-        "calibration_bins": metrics.calibration_bins(labels, predictions),
+        **test,
+        "valid": valid,
         **{key: training[key] for key in training if key not in ("valid", "samples")},
-        "evaluate_memory": memory,
         "epochs": training["valid"],
         "trained_samples": training["samples"],
-        "predictions_sha256": storage.digest_file(run.path("predictions.parquet")),
         "training_sha256": run.reference("training.json").sha256,
         "model": run.config.model.model_dump(mode="json")
         | {"dense_parameters": sum(p.numel() for p in worker.model.parameters())},
@@ -138,9 +120,38 @@ def _write(
             "rows": {split: dataset.rows(split) for split in dataset.splits},
             "bad_rows": sum(part.bad_rows for part in dataset.parts.values()),
             "fields": {name: stats.model_dump(mode="json", exclude={"top"}) for name, stats in dataset.stats.items()},
+            # What numbers mean to the weights, for whoever scores with them when these logs are gone.
+            "definitions": [field.model_dump(mode="json") for field in dataset.fields],
         },
     }
     storage.write_json(run.path("report.json"), report)
+
+
+def _compare(run: Run, peers: Collectives, asked: Asked, sha256: str, rows: Rows, ours: Array) -> Found:
+    """What is found of each opponent."""
+    comparisons: dict[str, Comparison] = {}
+    reasons: dict[str, str] = {}
+    judge = Judge(peers, Dataset.load(run.dataset).task)
+    for role, opponent in asked.opponents.items():
+        try:
+            ((theirs, here),) = opponents.scores(run, peers, opponent, ["test"])
+        except opponents.CannotScore as error:
+            reasons[role] = str(error)
+            continue
+        both, of_ours, of_theirs = rows.where(here), ours[here], theirs[here]
+        found = judge.compared(both, of_ours, of_theirs, ROC_POINTS)
+        if role == "champion" and _decides(found.theirs) and judge.task == "click":
+            sliced = {
+                field: slices.compare(judge, run.dataset, field, here, both, of_ours, of_theirs)
+                for field in asked.slices
+            }
+            found = found.model_copy(update={"slices": sliced})
+        comparisons[role] = found
+    return Found(asked=sha256, comparisons=comparisons, reasons=reasons)
+
+
+def _decides(measured: Measured) -> bool:
+    return bool(measured.metrics)
 
 
 if __name__ == "__main__":

@@ -53,10 +53,10 @@ LOOKUP_BYTES = 145
 """Of a lookup in the batches on their way, rows apart; measured with rows of one number."""
 VECTOR_COPIES, LAYER_COPIES, ROW_COPIES = 2, 3, 3
 """Of field vectors, activations and a batch's unique rows: the values, their gradients and what the exchange sends."""
-LIGHT_BYTES, BESIDE_BYTES, SCORED_BYTES = 300 << 20, 40, 250
-"""Of a step without torch; of a row's label, time and place while it is sorted; of a scored row with its id as text."""
+LIGHT_BYTES, BESIDE_BYTES = 300 << 20, 40
+"""Of a step without torch; of a row's label, time and place while it is sorted."""
 SCORE_BYTES = 120
-"""Of a scored sample on worker 0, which judges: score, label, id, and what sorting them takes."""
+"""Of a scored sample at its home: label, place, group, its score by two models, and what sorting them takes."""
 EACH_TRIED, MOST_WORKERS = 64, 1024
 """Numbers of workers among which one that fits is searched for."""
 
@@ -70,7 +70,7 @@ class Need:
     parts: dict[str, Array]
     """Bytes in training, by what holds them."""
     scored: float
-    """Bytes of a split's scores on worker 0."""
+    """Bytes of the scores of each worker's homes in a split."""
     on_device: bool
     """Whether rows and dense layers lie on the worker's GPU, not in main memory."""
 
@@ -85,8 +85,7 @@ class Need:
     def evaluate(self) -> Array:
         """Bytes of main memory while the trained weights are loaded, a block at a time, and judged."""
         scoring: Array = self.train - self.parts["samples"] - self.parts["waiting"] - self.parts["checkpoint"]
-        scoring[0] += self.scored
-        return scoring + BLOCKS_BYTES
+        return scoring + self.scored + BLOCKS_BYTES
 
     @property
     def most(self) -> float:
@@ -123,7 +122,7 @@ def need(config: Config, dataset: Dataset, placement: Placement, model: Model, k
         "samples": _samples(config, dataset, owns_NF),
         "process": float(PROCESS_BYTES) * each,
     }
-    scored = SCORE_BYTES * max(dataset.rows("valid"), dataset.rows("test"))
+    scored = SCORE_BYTES * max(dataset.rows("valid"), dataset.rows("test")) / len(owned_N)
     return Need(owned_N, parts, scored, on_device)
 
 
@@ -296,19 +295,18 @@ def _floor(config: Config, dataset: Dataset, model: Model) -> float:
 def step_bytes(config: Config, dataset: Dataset, needed: Need) -> dict[str, int]:
     """Bytes of the steps that are one process, of which some depend on the data: rough, to about a third.
 
-    ``ingest`` sorts parts in a buffer of bounded size; ``score``, and ``evaluate`` beside its workers, hold a split's
-    columns and ids while the champion scores it; ``register`` brings all weights into one order.
+    ``ingest`` sorts parts in a buffer of bounded size, and so do ``score`` and ``evaluate`` where the champion's fields
+    were defined differently; ``register`` brings all weights into one order.
     """
     columns = sum(_column_bytes(dataset, field) for field in (*dataset.row_fields, *dataset.dense_fields))
     rows = {split: dataset.rows(split) for split in dataset.splits}
     weights = float(needed.owned.sum()) * (number_bytes(config) * (1 + config.model.factors) + 8)
-    # A day's new rows are scored before they are trained on.
-    scored = rows["train"] if "{day}" in str(config.source.path) else 0
+    sorting = round(LIGHT_BYTES + 1.5 * min(float(RUN_BYTES), sum(rows.values()) * (columns + BESIDE_BYTES)))
     return {
-        "ingest": round(LIGHT_BYTES + 1.5 * min(float(RUN_BYTES), sum(rows.values()) * (columns + BESIDE_BYTES))),
-        "score": round(PROCESS_BYTES + SCORED_BYTES * scored),
-        "evaluate": round(PROCESS_BYTES + SCORED_BYTES * rows["test"]),
-        "gate": round(LIGHT_BYTES + SCORED_BYTES * rows["test"]),
+        "ingest": sorting,
+        "score": sorting,
+        "evaluate": sorting,
+        "gate": LIGHT_BYTES,
         "register": round(PROCESS_BYTES + 4 * weights),
     }
 

@@ -22,15 +22,16 @@ import pyarrow as pa
 import torch
 from pydantic import ValidationError
 
-from des_core import log, metrics, storage
+from des_core import log, storage
 from des_core.checkpoint import manifest as manifests
-from des_core.contracts import FILE, GROUP, LABEL, ROW, TIME, Reference
+from des_core.contracts import FILE, ROW, TIME, Reference
 from des_core.data.feed.batches import Stream, sample_ids
 from des_core.data.feed.prefetch import ahead
-from des_core.engine.evaluator import columns, predict
 from des_core.engine.exchange.collectives import WAYS, Collectives, entry
 from des_core.engine.exchange.plan import Link, Traffic, home_edges
 from des_core.engine.first_bias import first_bias
+from des_core.engine.judging import homes
+from des_core.engine.judging.measure import Judge
 from des_core.engine.process import main
 from des_core.engine.schedule import rate_factor
 from des_core.engine.training_report import added, training_report
@@ -57,7 +58,6 @@ class Trainer:
         self.stream = self.worker.stream("train", extra, shuffle=run.config.train.shuffle)
         self.at = TrainingState()
         self._saver = Saver(run.checkpoints, peers)
-        self._truth: dict[str, Any] | None = None
         self._window: list[float] = []
         self._said = 0.0
         self._clock = 0.0
@@ -331,19 +331,13 @@ class Trainer:
         return counts | {"load": round(size["load"], 2)}
 
     def _judge(self) -> dict[str, Any]:
-        """Metrics of the valid part, the deciding one known to every worker as ``score``."""
-        predictions = predict(self.worker, "valid")
-        judged: dict[str, Any] = {}
-        score = 0.0
-        if self.peers.rank == 0:
-            dataset = self.worker.dataset
-            if self._truth is None:
-                self._truth = columns(self.run.dataset, "valid", [LABEL] + [GROUP] * dataset.has_group)
-            judged = metrics.judge(dataset.task, self._truth[LABEL], predictions)
-            score = -judged["rmse"] if dataset.task == "rating" else judged["auc"] or 0.0
-        shared = torch.tensor([score], dtype=torch.float64, device=self.peers.device)
-        with self.peers.uncounted():
-            score = float(self.peers.all_reduce({"score": shared})["score"])
+        """Metrics of the valid part, known to every worker, the deciding one as ``score``."""
+        rows, scores = homes.score(self.worker, "valid")
+        homes.check_finite(self.peers, self.run.dataset, "valid", rows, scores)
+        task = self.worker.dataset.task
+        judge = Judge(self.peers, task)
+        judged = judge.metrics(rows, judge.model(rows, scores))
+        score = -judged["rmse"] if task == "rating" else judged["auc"] or 0.0
         entry: dict[str, Any] = {"epoch": self.at.epoch + 1, "step": self.at.step, "score": score}
         entry |= {key: judged.get(key) for key in ("auc", "logloss", "rmse")}
         if self.peers.rank == 0:

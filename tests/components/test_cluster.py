@@ -76,7 +76,7 @@ def in_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
 def untrained(folder: Path, *overrides: str) -> Run:
     """A run whose data are there, for a cluster."""
     run = finished_run(folder, *ON_CLUSTER, f"source.path={folder}/logs.csv", *overrides, samples=200)
-    for name in ("training.json", "report.json", "predictions.parquet"):
+    for name in ("training.json", "report.json", "predictions"):
         storage.delete(run.path(name))
     return run
 

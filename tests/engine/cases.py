@@ -6,8 +6,10 @@ import errno
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,12 +17,17 @@ from des_core import storage
 from des_core.checkpoint import manifest as manifests
 from des_core.checkpoint.blocks import BlockWriter
 from des_core.config import parse_config
-from des_core.contracts import Reference
-from des_core.engine.evaluator import evaluate, predict
+from des_core.contracts import LABEL, Dataset, Reference
+from des_core.data.read.hashing import MISSING
+from des_core.engine.evaluator import evaluate
 from des_core.engine.exchange.collectives import Collectives
 from des_core.engine.exchange.exchange import Exchange
 from des_core.engine.exchange.plan import Plan, home_edges
 from des_core.engine.exchange.row_routing import route_rows
+from des_core.engine.judging import clusters, homes, joins, ranks, slices, swap
+from des_core.engine.judging.clusters import group_ids
+from des_core.engine.judging.measure import Judge, Rows
+from des_core.engine.judging.quantiles import histogram
 from des_core.engine.models import Model
 from des_core.engine.operators import Operator, Shard
 from des_core.engine.operators.attention import FieldAttention
@@ -31,13 +38,14 @@ from des_core.engine.operators.fm import FactorizationMachine
 from des_core.engine.operators.fwfm import FieldWeightedMachine
 from des_core.engine.operators.inner_product import InnerProducts
 from des_core.engine.operators.lr import Linear
+from des_core.engine.progressive import score
 from des_core.engine.trainer import Trainer
 from des_core.engine.weights import saving
-from des_core.run import Run, pin
+from des_core.run import Day, Run, pin
 
 
-def _run(config: str, dataset: str) -> Run:
-    return pin(parse_config(config), Reference.parse(dataset))
+def _run(config: str, dataset: str, day: dict[str, Any] | None = None) -> Run:
+    return pin(parse_config(config), Reference.parse(dataset), None if day is None else Day.model_validate(day))
 
 
 def train(
@@ -49,6 +57,7 @@ def train(
     unpruned: bool = False,
     deltas: bool = False,
     full_disk_at: int = 0,
+    day: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train to the end; on worker 0 the last weights' test logits; dumped, the rows owned here by id.
 
@@ -58,7 +67,7 @@ def train(
         full_disk_at: the last worker cannot write its rows at this step's checkpoint.
     """
     peers.ledger.clear()
-    trainer = Trainer(_run(config, dataset), peers)
+    trainer = Trainer(_run(config, dataset, day), peers)
     if resume:
         trainer.resume()
     prune, share, add_rows = manifests.prune, saving.DELTA_SHARE, BlockWriter.add_rows
@@ -77,7 +86,10 @@ def train(
     trainer.train()
     manifests.prune, saving.DELTA_SHARE = prune, share
     BlockWriter.add_rows = add_rows  # type: ignore[method-assign]
-    scores = torch.from_numpy(predict(trainer.worker, "test"))
+    rows, mine = homes.score(trainer.worker, "test")
+    scores = torch.zeros(trainer.worker.dataset.rows("test"), dtype=torch.float64)
+    scores[torch.from_numpy(rows.positions)] = torch.from_numpy(mine)
+    scores = peers.all_reduce({"test": scores})["test"]
     table = trainer.worker.table
     answer = {"logits": torch.logit(scores).tolist(), "rows": table.used, "step": trainer.at.step}
     if dump:
@@ -105,9 +117,110 @@ def slow_save(peers: Collectives, config: str, dataset: str, seconds: float) -> 
         storage.write_json = real
 
 
-def report(peers: Collectives, config: str, dataset: str) -> None:
-    """Write the report of a trained run."""
-    evaluate(_run(config, dataset), peers, False)
+def report(peers: Collectives, config: str, dataset: str, day: dict[str, Any] | None = None) -> None:
+    """Write the report of a trained run, and what it is asked to compare with."""
+    evaluate(_run(config, dataset, day), peers, False)
+
+
+def new_rows(peers: Collectives, config: str, dataset: str, day: dict[str, Any]) -> None:
+    """Score the new rows of a day's run."""
+    score(_run(config, dataset, day), peers, False)
+
+
+def look_up(peers: Collectives, seed: int, here: int, there: int, round_: int) -> float:
+    """How far values that were looked up in other workers' are from those under their keys, found or not."""
+    random = np.random.default_rng(seed)
+    keys = random.permutation(np.arange(2 * there)) - there
+    values = dict(zip(group_ids(keys[:there]).tolist(), random.random(there).tolist(), strict=True))
+    asked = group_ids(keys[np.random.default_rng(seed + peers.rank).integers(0, len(keys), here * (peers.rank + 1))])
+    mine = np.array(list(values))[peers.rank :: peers.workers]
+    kept, swap.ROUND = swap.ROUND, round_
+    found, known = joins.look_up(peers, np.append(asked, -1), mine, np.array([values[key] for key in mine.tolist()]))
+    swap.ROUND = kept
+    assert not known[-1], "a row of no file is nobody's"
+    assert known[:-1].tolist() == [key in values for key in asked.tolist()]
+    return max(abs(each - values.get(key, 0.0)) for each, key in zip(found.tolist(), asked.tolist(), strict=False))
+
+
+def sliced(peers: Collectives, config: str, dataset: str, field: str, seed: int) -> list[dict[str, Any]]:
+    """The slices of a field of the test rows, of which one in seven is not compared, with drawn scores."""
+    run = _run(config, dataset)
+    rows = Dataset.load(run.dataset).rows("test")
+    at = homes.places(rows, peers)
+    random = np.random.default_rng(seed)
+    ours, theirs = random.random((2, rows)).round(2)
+    labels = homes.column(peers, run.dataset, "test", LABEL)
+    here = at % 7 != 0
+    found = slices.compare(
+        Judge(peers, "click"),
+        run.dataset,
+        field,
+        here,
+        Rows(labels[here], at[here], group_ids(at[here] % 11)),
+        ours[at][here],
+        theirs[at][here],
+    )
+    return [each.model_dump() for each in found]
+
+
+def judged_rows(seed: int, samples: int, digits: int, skew: bool) -> dict[str, np.ndarray]:
+    """Columns of all rows: labels, two models' scores, groups of which one is large, and some rows of nobody."""
+    random = np.random.default_rng(seed)
+    groups = random.zipf(1.3, samples) % 40
+    logits = random.normal(0, 1, samples) + random.normal(0, 1, 40)[groups]
+    labels = (random.random(samples) < 1 / (1 + np.exp(1 - logits))).astype(np.float32)
+    scores = [1 / (1 + np.exp(1 - logits + random.normal(0, noise, samples))) for noise in (0.5, 0.8)]
+    if skew:
+        # Rows of one worker's neighbourhood score alike, and all scores lie close together.
+        scores = [0.5 + (each + np.arange(samples) // 50) * 1e-7 for each in scores]
+    keys = np.where(random.random(samples) < 0.1, MISSING, groups)
+    return {
+        "label": labels if digits != 7 else random.integers(1, 6, samples).astype(np.float32),
+        "ours": scores[0].round(digits) if not skew else scores[0],
+        "theirs": scores[1].round(digits) if not skew else scores[1],
+        "group": keys,
+    }
+
+
+def judge(peers: Collectives, task: str, rows: dict[str, Any], batch: int, round_: int) -> dict[str, Any]:
+    """All that judging finds of rows that lie at their homes, batch by batch."""
+    columns = judged_rows(**rows)
+    samples = rows["samples"]
+    homes = [
+        start + np.arange(*home_edges(min(batch, samples - start), peers.workers)[peers.rank :][:2])
+        for start in range(0, samples, batch)
+    ]
+    at = np.concatenate([np.zeros(0, np.int64), *homes])
+    kept, swap.ROUND, swap.PIECE = (swap.ROUND, swap.PIECE), round_, 64
+    most, received = [0], swap.swap
+
+    def counted(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+        rows, came = received(*arguments)
+        most[0] = max(most[0], len(rows))
+        return rows, came
+
+    ranks.swap = clusters.swap = counted
+    try:
+        here = Rows(columns["label"][at], at, group_ids(columns["group"][at]))
+        ours, theirs = columns["ours"][at], columns["theirs"][at]
+        judging = Judge(peers, task)
+        model = judging.model(here, ours, 200)
+        found: dict[str, Any] = {
+            "metrics": judging.metrics(here, model, grouped=True),
+            "alone": judging.intervals(replace(here, groups=None), model),
+            "grouped": judging.intervals(here, model),
+            "bins": judging.calibration_bins(here, model),
+            "compared": judging.compared(here, ours, theirs, 200).model_dump(mode="json"),
+            "compared_alone": judging.compared(replace(here, groups=None), ours, theirs).model_dump(mode="json"),
+        }
+        if model.wins is not None:
+            found |= {"wins": model.wins.wins, "roc": model.wins.roc}
+            if model.wins.auc is not None:
+                found["histogram"] = histogram(peers, ours, model.wins.order_B, here.labels > 0.5)
+        return found | {"most": most[0]}
+    finally:
+        swap.ROUND, swap.PIECE = kept
+        ranks.swap = clusters.swap = received
 
 
 FACTORS, INPUTS = 3, 2
@@ -197,4 +310,14 @@ def imported(peers: Collectives) -> list[str]:
     return list(sys.modules)
 
 
-CASES = {"train": train, "slow_save": slow_save, "report": report, "operator": operator, "imported": imported}
+CASES = {
+    "judge": judge,
+    "train": train,
+    "slow_save": slow_save,
+    "report": report,
+    "new_rows": new_rows,
+    "look_up": look_up,
+    "sliced": sliced,
+    "operator": operator,
+    "imported": imported,
+}

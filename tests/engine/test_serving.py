@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from des_core import storage
@@ -18,6 +17,7 @@ from des_core.checkpoint.layers import Layers
 from des_core.checkpoint.manifest import Manifest
 from des_core.config import parse_config
 from des_core.contracts import Reference
+from des_core.data.store import predictions
 from des_core.errors import CheckpointError, DataError, UserError
 from des_core.release.serve import serving
 from des_core.run import Run, pin
@@ -71,7 +71,7 @@ def test_a_model_scores_as_a_worker_does(
     serving.write(run, str(tmp_path / "model"))
     scorer = serving.Scorer(str(tmp_path / "model"))
     samples, labels, scores = scorer.score_dataset(run.dataset, "test")
-    expected = pq.read_table(run.path("predictions.parquet")).to_pydict()
+    expected = predictions.read(run.path("predictions")).to_pydict()
     assert samples == expected["sample"] and labels.tolist() == expected["label"]
     np.testing.assert_array_equal(scores, expected["probability"])
     assert np.std(scores) > 1e-4

@@ -220,8 +220,7 @@ def test_no_sample_is_scored_by_a_model_that_has_seen_it(week: Week) -> None:
         assert run.day is not None
         parents, tail, new = seen[run.day.champion], samples(run, "test"), samples(run, "train")
         assert not new & tail and not tail & parents and not new & parents
-        predictions = pq.read_table(run.path("predictions.parquet"))
-        assert len(tail) == predictions.num_rows == 300
+        assert len(tail) == pq.read_table(run.path("predictions")).num_rows == 300
         seen[str(version)] = parents | new
         scored = storage.read_json(run.path("new_rows.json"))
         assert scored["version"] == run.day.champion
@@ -440,8 +439,7 @@ def test_killed_after_every_step_it_ends_the_same(week: Week, tmp_path: Path) ->
     assert weights[0].rpartition("#")[2] == weights[1].rpartition("#")[2]
     sizes = [storage.read_json(f"{place}/report.json")["table"][-1] for place in (folder, first.folder)]
     assert sizes[0] == sizes[1]
-    predictions = storage.read_bytes(f"{folder}/predictions.parquet")
-    assert predictions == storage.read_bytes(first.path("predictions.parquet"))
+    assert pq.read_table(f"{folder}/predictions") == pq.read_table(first.path("predictions"))
 
 
 def test_pins_survive_a_move(week: Week, tmp_path: Path) -> None:

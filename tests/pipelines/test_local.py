@@ -27,9 +27,8 @@ import pytest
 from components import finished, stages
 from des_core import log, storage
 from des_core.config import StorageConfig, load_config
-from des_core.contracts import FILE, LABEL, ROW, Dataset, Reference
-from des_core.data.feed.batches import Stream
-from des_core.data.store import features
+from des_core.contracts import Reference
+from des_core.data.store import features, predictions
 from des_core.errors import ConfigError, DesError, StorageError
 from des_core.release.judge import champion
 from des_core.release.judge.gate import decide
@@ -38,6 +37,7 @@ from des_core.run import Run, pin
 from des_core.verdict import Champion, Verdict
 from pipelines import cli
 from pipelines.training import compile_to
+from tests import columns
 
 ROOT = Path(__file__).parent.parent.parent
 DES = [sys.executable, "-c", "from pipelines.cli import main; main()"]
@@ -231,7 +231,7 @@ def test_results_are_where_people_look(folder: Path, first: Ended) -> None:
     own = root / "runs" / key
     for name in ("inputs.json", "training.json", "gate.json", "champion.json", "version.json", "train.log"):
         assert (own / name).exists()
-    for name in ("report.json", "report.html", "predictions.parquet"):
+    for name in ("report.json", "report.html", *(f"predictions/{each}" for each in os.listdir(own / "predictions"))):
         assert (root / name).read_bytes() == (own / name).read_bytes()
     assert (root / "run.log").exists()
     assert (root / "mlflow.db").exists()
@@ -241,9 +241,9 @@ def test_results_are_where_people_look(folder: Path, first: Ended) -> None:
     report = json.loads((root / "report.json").read_text())
     assert report["auc"] == first.answer["auc"]
     assert "Accepted: version 1 is champion" in (root / "report.html").read_text()
-    predictions = pq.read_table(root / "predictions.parquet")
-    assert predictions.column_names == ["sample", "label", "probability"]
-    assert predictions.num_rows == report["samples"]
+    parts = pq.read_table(root / "predictions")
+    assert parts.column_names == ["file", "row", "label", "probability"]
+    assert parts.num_rows == report["samples"] == storage.read_json(f"{root}/predictions/_manifest.json")["samples"]
 
 
 def test_the_same_again_is_unchanged(folder: Path, first: Ended) -> None:
@@ -283,7 +283,8 @@ def registered_run(folder: Path, *overrides: str) -> Run:
 @pytest.mark.parametrize(
     "name",
     [
-        *("inputs.json", "training.json", "report.json", "predictions.parquet", "champion.json", "gate.json"),
+        *("inputs.json", "training.json", "report.json", "champion.json", "gate.json"),
+        *("predictions/_manifest.json", "predictions/part-00000.parquet"),
         *("features/*/manifest.json", "features/*/*/manifest.json", "features/*/*/rows-*.parquet"),
         "checkpoint",
     ],
@@ -293,7 +294,7 @@ def test_a_flipped_bit_in_a_result_is_never_unchanged(folder: Path, first: Ended
     run = registered_run(folder)
     assert finished.finished_run(run.config) is not None
     root = folder / "runs/small"
-    paths = list(root.glob(name)) if "/" in name else [Path(run.path(name))]
+    paths = list(root.glob(name)) if name.startswith("features/") else [Path(run.path(name))]
     if name == "checkpoint":
         paths = [Path(Reference.parse(storage.read_json(run.path("training.json"))["checkpoint"]).uri)]
     assert paths
@@ -324,7 +325,7 @@ def test_a_flipped_bit_in_a_result_is_never_unchanged(folder: Path, first: Ended
 
 def test_damaged_predictions_are_made_again(folder: Path, first: Ended) -> None:
     run = registered_run(folder)
-    path = Path(run.path("predictions.parquet"))
+    path = Path(run.path("predictions/part-00000.parquet"))
     whole = path.read_bytes()
     path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     assert not stages.evaluate(run).unchanged
@@ -395,7 +396,7 @@ def test_predictions_of_raw_records_equal_the_evaluators(
     scores = pcsv.read_csv(folder / "scores.csv")
     assert scores.column_names == ["sample", "probability"]
     ours = dict(zip(scores["sample"].to_pylist(), scores["probability"].to_pylist(), strict=True))
-    theirs = pq.read_table(folder / "runs/small/predictions.parquet").to_pylist()
+    theirs = predictions.read(f"{folder}/runs/small/predictions").to_pylist()
     assert theirs
     assert max(abs(ours[row["sample"]] - row["probability"]) for row in theirs) < 1e-6
     rows = [int(sample.partition(":")[2]) for sample in scores["sample"].to_pylist()]
@@ -444,41 +445,31 @@ def test_a_prediction_that_cannot_be_made_is_one_line_and_no_file(
     assert not (folder / "never.csv").exists()
 
 
-def run_with_predictions(folder: Path, toml: str) -> Run:
-    """A run whose logs are ingested, and whose predictions say nothing."""
+def other_run(folder: Path, toml: str) -> Run:
+    """A run of the same name whose logs are ingested apart."""
     config = load_config(folder / toml, (f"run.dir={folder}/runs/small",))
-    run = pin(
+    return pin(
         config, features.ingest(config.model_copy(update={"storage": StorageConfig(root=str(folder / toml[:-5]))}))
     )
-    _, labels, samples = [], [], []
-    dataset = Dataset.load(run.dataset)
-    for batch in Stream(run.dataset, "test", [LABEL, FILE, ROW]).batches(10_000):
-        labels += batch[LABEL].to_pylist()
-        pairs = zip(batch[FILE].to_pylist(), batch[ROW].to_pylist(), strict=True)
-        samples += [f"{dataset.files[file]}:{row}" for file, row in pairs]
-    table = pa.table({"sample": samples, "label": labels, "probability": np.full(len(labels), 0.5)})
-    with storage.writer(run.path("predictions.parquet")) as file:
-        pq.write_table(table, file)
-    digest = storage.digest_file(run.path("predictions.parquet"))
-    storage.write_json(run.path("report.json"), {"predictions_sha256": digest})
-    return run
 
 
 def test_a_champion_with_other_fields_scores_the_same_rows(folder: Path, first: Ended) -> None:
+    """Logs are ingested again, its weights come from its checkpoint, and its metrics are those of its report."""
     (folder / "other.toml").write_text(TOML.replace('name = "tags"\nkind = "multi"', 'name = "tags"'))
-    run = run_with_predictions(folder, "other.toml")
-    reference, kept = champion.score(run)
-    assert not kept
-    assert Champion.load(reference).status == "scored"
-    theirs = {row["sample"]: row["probability"] for row in pq.read_table(run.path("champion.parquet")).to_pylist()}
-    samples = pq.read_table(run.path("predictions.parquet"))["sample"].to_pylist()
-    assert sorted(theirs) == sorted(samples)
-    before = pq.read_table(folder / "runs/small/predictions.parquet").to_pylist()
-    assert max(abs(theirs[row["sample"]] - row["probability"]) for row in before) < 1e-6
+    run = other_run(folder, "other.toml")
+    stages.train(run)
+    assert not stages.evaluate(run).unchanged
+    record = Champion.load(run.reference("champion.json"))
+    assert record.status == "scored" and record.comparison is not None
+    report = storage.read_json(f"{folder}/runs/small/runs/{first.answer['run_key'][:12]}/report.json")
+    theirs = record.comparison.theirs
+    assert theirs.samples == report["samples"] == storage.read_json(run.path("report.json"))["samples"]
+    assert theirs.metrics["auc"] == pytest.approx(report["auc"], abs=1e-4)
+    assert theirs.metrics["logloss"] == pytest.approx(report["logloss"], abs=1e-6)
     assert not (folder / "other" / "champion-features").exists()
-    assert champion.score(run) == (reference, True)
+    assert stages.evaluate(run).unchanged
     verdict = Verdict.load(decide(run))
-    assert (verdict.champion, verdict.metrics["compared_samples"]) == ("1", len(samples))
+    assert (verdict.champion, verdict.metrics["compared_samples"]) == ("1", theirs.samples)
 
 
 def test_a_champion_whose_column_is_gone_cannot_be_compared_and_stays(folder: Path, first: Ended) -> None:
@@ -489,8 +480,10 @@ def test_a_champion_whose_column_is_gone_cannot_be_compared_and_stays(folder: Pa
         pcsv.write_csv(table.drop_columns("item"), folder / "less" / name)
     text = TOML.replace("logs/{day}.csv", "less/{day}.csv").replace('[[fields]]\nname = "item"\n', "")
     (folder / "less.toml").write_text(text)
-    run = run_with_predictions(folder, "less.toml")
-    record = Champion.load(champion.score(run)[0])
+    run = other_run(folder, "less.toml")
+    measured = columns.measured("click", np.arange(400) % 2, np.linspace(0, 1, 400))
+    storage.write_json(run.path("report.json"), {"measured": measured.model_dump(mode="json")})
+    record = Champion.load(champion.score(run, lambda: pytest.fail("nothing is to be scored"))[0])
     assert (record.status, record.version) == ("not_comparable", "1")
     assert "'item'" in record.reason
     assert Verdict.load(decide(run)).verdict == "not_comparable"

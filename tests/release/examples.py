@@ -10,7 +10,8 @@ import numpy as np
 
 from des_core import storage
 from des_core.run import Day, Run
-from tests.finished import finished_run, predictions_of, write_predictions
+from tests import columns
+from tests.finished import finished_run, predictions_of, write_champion
 
 HOSTILE = "<script>document.title='taken'</script>"
 """A field's name, and a value, that wants to be an element."""
@@ -53,10 +54,11 @@ def _report(run: Run) -> dict[str, Any]:
 
 
 def _champion(run: Run) -> None:
-    """Scores a little worse than the candidate's."""
+    """A little worse than the candidate."""
     labels, scores = predictions_of(6_000, 1.35, 1)
     logits = np.log(scores / (1 - scores)) + np.random.default_rng(5).normal(0, 0.33, len(scores)) + 0.12
-    write_predictions(run, labels, 1 / (1 + np.exp(-logits)), "champion.parquet")
+    compared = columns.comparison("click", labels, scores, 1 / (1 + np.exp(-logits)))
+    write_champion(run, status="scored", version="12", comparison=compared)
 
 
 def verdict(ours: dict[str, Any], outcome: str = "accept", at_fault: bool = False) -> dict[str, Any]:

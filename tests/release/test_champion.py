@@ -9,23 +9,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 import pytest
 
-from benchmarks import handmade
-from des_core import metrics, storage
+from des_core import storage
 from des_core.config import Config, parse_config
-from des_core.contracts import Dataset, FieldSpec, Segment
-from des_core.data.feed.batches import field_values, ids_of
+from des_core.contracts import LABEL, Dataset, Reference, Segment
+from des_core.data.feed.batches import Stream
 from des_core.data.store import features, windows
-from des_core.data.store.encoding import fields_of, specs_of
-from des_core.engine.models import build
 from des_core.errors import ConfigError, RegistryError
 from des_core.release.judge import champion
 from des_core.release.judge.gate import decide
 from des_core.release.registry import registry
+from des_core.release.serve import serving
 from des_core.run import Day, Run, pin
 from des_core.verdict import Champion, NewRows, Verdict
+from tests import columns
+from tests.engine.group import Group
 
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
 ROWS = 400
@@ -36,10 +36,12 @@ FIELDS: list[dict[str, Any]] = [
 ]
 
 
-def config_of(root: Path, fields: list[dict[str, Any]] = FIELDS, **gate: Any) -> Config:
+def config_of(root: Path, fields: list[dict[str, Any]] = FIELDS, rate: float = 0.1, **gate: Any) -> Config:
     return parse_config(
         {
             "run": {"name": "shop", "dir": str(root)},
+            "train": {"batch": 64, "workers": 2},
+            "optimizer": {"rows": {"learning_rate": rate}},
             "source": {"path": str(root / "logs/{day}.csv"), "time": "time", "label": "click"},
             "fields": fields,
             "model": {"name": "fm", "factors": 4},
@@ -80,243 +82,303 @@ def run_of(config: Config, as_of: str, champion: str = "", trained: dict[str, in
     return pin(config, dataset, Day(as_of=as_of, days=days, cut=cut.time, champion=champion, **more))
 
 
-def export(folder: Path, run: Run, fields: tuple[FieldSpec, ...] | None = None, seed: int = 3) -> None:
-    """A model of random rows for all values of a run's store, as a registered one is."""
-    dataset = Dataset.load(run.dataset)
-    fields = fields or dataset.fields
-    root = run.dataset.uri.rpartition("/")[0]
-    known = {field.name for field in dataset.fields}
-    parts = [pq.read_table(storage.join(root, part.path)) for part in dataset.parts.values()]
-    keys: dict[str, list[np.ndarray]] = {field.table: [] for field in fields}
-    for field in fields:
-        if field.name in known:
-            keys[field.table] += [ids_of(field_values(part, field)[0], field.table) for part in parts]
-    ids = {table: np.unique(np.concatenate(found)) for table, found in keys.items() if found}
-    model = build(run.config.model, len(fields), 0, seed)
-    random = np.random.default_rng(seed)
-    rows = {table: random.normal(0, 0.3, (len(ids[table]), model.row_width)).astype(np.float32) for table in ids}
-    checkpoint = handmade.checkpoint(str(folder), "by-hand", 1, fields, ids, rows, model)
-    handmade.describe(str(folder), run.key, run.config, fields, checkpoint)
+class Shop:
+    """Two workers, and the versions that the registry is said to have."""
+
+    def __init__(self, workers: Group) -> None:
+        self._workers = workers
+        self.links: dict[str, SimpleNamespace] = {}
+        self.launched: list[str] = []
+
+    def do(self, case: str, run: Run) -> None:
+        day = None if run.day is None else run.day.model_dump(mode="json")
+        self._workers.do(case, config=run.config.model_dump_json(), dataset=str(run.dataset), day=day)
+
+    def trained(self, run: Run) -> Run:
+        self.do("train", run)
+        return run
+
+    def register(self, version: str, run: Run) -> Run:
+        """A run that was trained and evaluated, as a version."""
+        self.trained(run)
+        self.do("report", run)
+        checkpoint = storage.read_json(run.path("training.json"))["checkpoint"]
+        relative = checkpoint.removeprefix(run.config.storage.root.rstrip("/") + "/")
+        self.links[version] = SimpleNamespace(version=version, run_key=run.key, checkpoint=relative)
+        return run
+
+    def score(self, run: Run) -> Champion:
+        """champion.json, and the report where it is missing."""
+        return Champion.load(champion.score(run, self.launcher("report", run))[0])
+
+    def score_new(self, run: Run) -> NewRows:
+        return NewRows.load(champion.score_new(run, self.launcher("new_rows", run))[0])
+
+    def launcher(self, case: str, run: Run) -> Callable[[], None]:
+        def launch() -> None:
+            self.launched.append(case)
+            self.do(case, run)
+
+        return launch
 
 
 @pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """Version -> folder of its model, in the place of the registry; others are looked up in the real one."""
-    folders: dict[str, Path] = {}
-    real: Callable[..., registry.StoredModel] = registry.fetch
+def shop(group: Callable[[int], Group], monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """Other versions than it has are looked up in the real registry."""
+    made = Shop(group(2))
+    real = registry.version
 
-    def fetch(model_uri: str, tracking_uri: str, into: str) -> registry.StoredModel:
-        version = model_uri.rpartition("/")[2]
-        if version not in folders:
-            return real(model_uri, tracking_uri, into)
-        return registry.StoredModel("shop", version, str(folders[version]))
+    def version(model_uri: str, tracking_uri: str) -> Any:
+        return made.links.get(model_uri.rpartition("/")[2]) or real(model_uri, tracking_uri)
 
-    monkeypatch.setattr(registry, "fetch", fetch)
+    monkeypatch.setattr(registry, "version", version)
     monkeypatch.setattr(registry, "chain", lambda uri, tracking: [])
-    return folders
+    return made
 
 
-def evaluated(run: Run) -> Run:
-    """The run with predictions of its test rows."""
-    table = champion._samples(run.dataset, ("test",)).drop_columns(["time", "day"])
-    scores = np.random.default_rng(1).random(table.num_rows)
-    digest = champion._write(run.path("predictions.parquet"), table.append_column("probability", [scores]))
-    storage.write_json(run.path("report.json"), {"predictions_sha256": digest})
-    return run
+def rows_of(dataset: Reference, *splits: str) -> pa.Table:
+    """Labels and samples of splits, in stored order."""
+    return pa.concat_tables(
+        table for split in splits for table in Stream(dataset, split, [LABEL, "_file", "_row"]).batches(1 << 16)
+    )
 
 
-def samples(run: Run, *splits: str) -> list[str]:
-    return champion._samples(run.dataset, splits)["sample"].to_pylist()
+def samples(run: Run, *splits: str) -> set[tuple[str, int]]:
+    table, files = rows_of(run.dataset, *splits), Dataset.load(run.dataset).files
+    return {(files[file], row) for file, row in zip(table["_file"].to_pylist(), table["_row"].to_pylist(), strict=True)}
 
 
-def test_new_rows_are_the_windows_and_none_that_the_champion_was_trained_on(
-    root: Path, registered: dict[str, Path]
-) -> None:
+def served(version: Run, dataset: Reference, *splits: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and a version's scores of rows, by the code that serves it and with its own definitions."""
+    fields = Dataset.load(version.dataset).fields
+    theirs = Dataset.load(dataset).model_copy(update={"fields": fields})
+    reference = theirs.write(dataset.uri.replace(".json", "-served.json"))
+    folder = version.path("served")
+    serving.write(version, folder)
+    scorer = serving.Scorer(folder, version.config.storage.root)
+    found = [scorer.score_dataset(reference, split)[1:] for split in splits]
+    return tuple(np.concatenate(column).astype(np.float64) for column in zip(*found, strict=True))  # type: ignore[return-value]
+
+
+def near(found: dict[str, float], labels: np.ndarray, scores: np.ndarray) -> None:
+    """Equal to the metrics of these scores, as far as another order of sums in float32 lets them be."""
+    wanted = columns.measured("click", labels, scores).metrics
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, abs=2e-5), name
+
+
+def test_new_rows_are_the_windows_and_none_that_the_champion_was_trained_on(root: Path, shop: Shop) -> None:
     config = config_of(root)
-    first = run_of(config, DAYS[0])
-    export(root / "one", first)
-    registered["1"] = root / "one"
+    first = shop.register("1", run_of(config, DAYS[0]))
     assert first.day is not None
     run = run_of(config, DAYS[1], "1", {DAYS[0]: first.day.cut})
-    reference, kept = champion.score_new(run)
-    record = NewRows.load(reference)
-    table = pq.read_table(run.path("new_rows.parquet"))
-    assert not kept and champion.score_new(run) == (reference, True)
-    assert table.column_names == ["sample", "label", "day", "probability"]
-    assert table["sample"].to_pylist() == samples(run, "train", "test")
-    assert not set(table["sample"].to_pylist()) & set(samples(first, "train")), "seen"
-    assert set(samples(first, "test")) < set(table["sample"].to_pylist()), "the champion's own tail is new to it"
-    assert (record.as_of, record.version, record.samples) == (DAYS[1], "1", table.num_rows)
+    record = shop.score_new(run)
+    assert not samples(run, "train", "test") & samples(first, "train"), "seen"
+    assert samples(first, "test") < samples(run, "train", "test"), "the champion's own tail is new to it"
+    assert champion.score_new(run, shop.launcher("new_rows", run)) == (run.reference("new_rows.json"), True)
+    assert shop.launched == ["new_rows"]
+    assert (record.as_of, record.version, record.samples) == (DAYS[1], "1", len(samples(run, "train", "test")))
     assert {day: each["samples"] for day, each in record.days.items()} == {DAYS[0]: ROWS * 0.1, DAYS[1]: ROWS}
-    labels, scores = table["label"].to_numpy(), table["probability"].to_numpy()
-    assert record.metrics["auc"] == metrics.auc(labels, scores)
-    later = table["day"].to_numpy(zero_copy_only=False) == DAYS[1]
-    assert record.days[DAYS[1]]["logloss"] == pytest.approx(metrics.logloss(labels[later], scores[later]))
+    labels, scores = served(first, run.dataset, "train", "test")
+    near(record.metrics, labels, scores)
+    near({key: value for key, value in record.days[DAYS[1]].items() if key != "samples"}, labels[40:], scores[40:])
     assert sorted(record.drift) == ["price", "tags", "user"]
     assert record.drift["price"]["psi"] > 1, "prices moved by a day"
+    assert not storage.exists(run.path("score-found.json")) and not storage.exists(run.path("score-asked.json"))
 
 
-def test_without_weights_to_go_on_from_only_rows_that_the_champion_has_not_seen_count(
-    root: Path, registered: dict[str, Path]
-) -> None:
+def test_without_weights_to_go_on_from_only_rows_that_the_champion_has_not_seen_count(root: Path, shop: Shop) -> None:
     config = config_of(root)
-    first = run_of(config, DAYS[1], trained={DAYS[0]: 0})
-    export(root / "one", first)
-    registered["1"] = root / "one"
+    first = shop.register("1", run_of(config, DAYS[1], trained={DAYS[0]: 0}))
     run = run_of(config, DAYS[2], "1", dict.fromkeys(DAYS[:2], 0), checkpoint="")
-    assert set(samples(first, "train")) < set(samples(run, "train")), "trained from nothing, on all days"
-    champion.score_new(run)
-    scored = pq.read_table(run.path("new_rows.parquet"))["sample"].to_pylist()
-    assert sorted(scored) == sorted(set(samples(run, "train", "test")) - set(samples(first, "train")))
+    assert samples(first, "train") < samples(run, "train"), "trained from nothing, on all days"
+    record = shop.score_new(run)
+    assert record.samples == len(samples(run, "train", "test") - samples(first, "train"))
+    assert {day: each["samples"] for day, each in record.days.items()} == {DAYS[1]: ROWS * 0.1, DAYS[2]: ROWS}
+    # The same by rows that are later than what it has seen.
+    tail = run_of(config, DAYS[2], "1", {DAYS[1]: first.day.cut}) if first.day else run
+    near(record.metrics, *served(first, tail.dataset, "train", "test"))
 
 
-def test_without_a_champion_there_is_drift_only(root: Path) -> None:
+def test_without_a_champion_there_is_drift_only(root: Path, shop: Shop) -> None:
     run = run_of(config_of(root), DAYS[1], trained={DAYS[0]: 0})
-    record = NewRows.load(champion.score_new(run)[0])
+    record = shop.score_new(run)
     assert (record.version, record.samples, record.metrics, record.days) == ("", 0, {}, {})
     assert set(record.drift) == {"price", "tags", "user"}
-    assert not storage.exists(run.path("new_rows.parquet"))
-    assert NewRows.load(champion.score_new(run_of(config_of(root), DAYS[0]))[0]).drift == {}
-    assert Champion.load(champion.score(evaluated(run))[0]).status == "none"
+    assert shop.score_new(run_of(config_of(root), DAYS[0])).drift == {}
+    assert not shop.launched
+    assert shop.score(shop.trained(run)).status == "none"
+    assert shop.launched == ["report"] and storage.exists(run.path("report.json"))
 
 
-def test_the_test_rows_scores_are_those_of_the_new_rows(root: Path, registered: dict[str, Path]) -> None:
-    config = config_of(root)
-    export(root / "one", run_of(config, DAYS[0]))
-    registered["1"] = root / "one"
-    run = evaluated(run_of(config, DAYS[1], "1"))
-    champion.score_new(run)
-    del registered["1"]
-    reference, kept = champion.score(run)
-    record = Champion.load(reference)
-    assert (record.status, record.version, kept) == ("scored", "1", False)
-    scored, new = (pq.read_table(run.path(name)) for name in ("champion.parquet", "new_rows.parquet"))
-    assert scored["sample"].to_pylist() == samples(run, "test")
-    assert scored["probability"].to_pylist() == new["probability"].to_pylist()[-len(scored) :]
-    assert champion.score(run) == (reference, True)
-
-
-def test_scores_before_and_after_training_are_the_same(root: Path, registered: dict[str, Path]) -> None:
-    config = config_of(root)
-    export(root / "one", run_of(config, DAYS[0]))
-    registered["1"] = root / "one"
-    run = evaluated(run_of(config, DAYS[1], "1"))
-    champion.score(run)
-    alone = pq.read_table(run.path("champion.parquet"))
+def test_the_champion_is_compared_in_the_launch_that_writes_the_report(root: Path, shop: Shop) -> None:
+    config = config_of(root, slices=["user", "tags"])
+    first = shop.register("1", run_of(config, DAYS[0]))
+    run = shop.trained(run_of(config, DAYS[1], "1"))
+    record = shop.score(run)
+    assert (record.status, record.version, shop.launched) == ("scored", "1", ["report"])
+    assert record.comparison is not None
+    labels, theirs = served(first, run.dataset, "test")
+    near(record.comparison.theirs.metrics, labels, theirs)
+    own = storage.read_json(run.path("report.json"))["measured"]
+    ours = served(run, run.dataset, "test")[1]
+    near(own["metrics"], labels, ours)
+    difference, interval = columns.auc_difference(labels, ours, theirs)
+    assert record.comparison.difference == pytest.approx(difference, abs=2e-3)
+    assert record.comparison.interval == pytest.approx(interval, abs=2e-3)
+    assert set(record.comparison.slices) == {"user", "tags"} and record.comparison.slices["tags"]
+    assert champion.score(run, shop.launcher("report", run)) == (run.reference("champion.json"), True)
+    # Of the report alone nothing is left out, and the same again gives the same record.
+    before = storage.read_bytes(run.path("champion.json"))
     storage.delete(run.path("champion.json"))
-    champion.score_new(run)
-    champion.score(run)
-    np.testing.assert_allclose(
-        pq.read_table(run.path("champion.parquet"))["probability"], alone["probability"], rtol=0, atol=1e-7
-    )
+    shop.score(run)
+    assert storage.read_bytes(run.path("champion.json")) == before
+    assert not [name for name in storage.list_folder(run.folder) if "asked" in name or "found" in name]
+    assert not [name for name in storage.list_folder(config.features_root) if name.startswith("seen-by")]
 
 
-def test_numbers_mean_what_they_meant_to_the_champion(root: Path, registered: dict[str, Path]) -> None:
+def test_an_answer_that_an_attempt_left_is_taken_and_one_to_another_question_is_not(root: Path, shop: Shop) -> None:
     config = config_of(root)
-    first = run_of(config, DAYS[0])
-    export(root / "one", first)
-    export(root / "two", first, Dataset.load(run_of(config, DAYS[2]).dataset).fields)
-    registered.update({"1": root / "one", "2": root / "two"})
-    found = {}
-    for version in registered:
-        run = evaluated(run_of(config, DAYS[1], version))
-        champion.score(run)
-        found[version] = pq.read_table(run.path("champion.parquet"))["probability"].to_numpy()
-    assert np.abs(found["1"] - found["2"]).min() > 0, "the same weights, another mean of prices"
-    # Against a store whose own statistics are the champion's.
-    fields = Dataset.load(first.dataset).fields
-    same = Dataset.load(run.dataset).model_copy(update={"fields": fields})
-    reference = same.write(run.dataset.uri.replace("window-", "window-x"))
-    from des_core.release.serve.serving import Scorer
+    shop.register("1", run_of(config, DAYS[0]))
+    run = shop.trained(run_of(config, DAYS[1], "1"))
+    shop.score(run)
+    storage.delete(run.path("champion.json"))
 
-    expected = Scorer(str(root / "one")).score_dataset(reference, "test")[2]
-    np.testing.assert_allclose(found["1"], expected, rtol=0, atol=1e-7)
+    def killed() -> None:
+        shop.launcher("report", run)()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        champion.score(run, killed)
+    assert storage.exists(run.path("evaluate-found.json"))
+    shop.score(run)
+    assert shop.launched == ["report", "report"], "what it had found was kept"
+    storage.delete(run.path("champion.json"))
+    storage.write_json(run.path("evaluate-found.json"), {"asked": "0" * 64})
+    shop.score(run)
+    assert shop.launched == ["report"] * 3
 
 
-def test_other_definitions_are_ingested_again_apart_and_joined(root: Path, registered: dict[str, Path]) -> None:
+def test_other_slices_are_compared_anew(root: Path, shop: Shop) -> None:
+    shop.register("1", run_of(config_of(root), DAYS[0]))
+    run = shop.trained(run_of(config_of(root), DAYS[1], "1"))
+    shop.score(run)
+    again = run_of(config_of(root, slices=["tags"]), DAYS[1], "1")
+    assert again.key == run.key
+    record = shop.score(again)
+    assert record.slices == ("tags",) and record.comparison is not None and record.comparison.slices["tags"]
+    assert shop.launched == ["report", "report"]
+
+
+def test_numbers_mean_what_they_meant_to_the_champion(root: Path, shop: Shop) -> None:
+    """Prices are standardised by the champion's mean, not by that of the day that it scores."""
+    first = shop.register("1", run_of(config_of(root), DAYS[0]))
+    run = shop.trained(run_of(config_of(root), DAYS[1], "1"))
+    record = shop.score(run)
+    assert record.comparison is not None
+    near(record.comparison.theirs.metrics, *served(first, run.dataset, "test"))
+    # By the day's own mean they would be others.
+    report = storage.read_json(first.path("report.json"))
+    report["dataset"]["definitions"] = storage.read_json(run.path("report.json"))["dataset"]["definitions"]
+    storage.write_json(first.path("report.json"), report)
+    storage.delete(run.path("champion.json"))
+    other = shop.score(run).comparison
+    assert other is not None
+    assert abs(other.theirs.metrics["logloss"] - record.comparison.theirs.metrics["logloss"]) > 1e-4
+
+
+def test_other_definitions_are_ingested_again_apart_and_joined(root: Path, shop: Shop) -> None:
     theirs = config_of(root, [{"name": "user"}, {"name": "tags"}, {"name": "price", "kind": "numeric"}])
-    old = run_of(
-        theirs.model_copy(update={"storage": theirs.storage.model_copy(update={"root": str(root / "old")})}), DAYS[0]
-    )
-    export(root / "one", old)
-    registered["1"] = root / "one"
-    run = evaluated(run_of(config_of(root), DAYS[1], "1"))
-    record = NewRows.load(champion.score_new(run)[0])
-    assert record.version == "1"
-    table = pq.read_table(run.path("new_rows.parquet"))
-    assert table["sample"].to_pylist() == samples(run, "train", "test")
-    from des_core.release.serve.serving import Scorer
-
-    day = run_of(old.config, DAYS[1])
-    whole = Dataset.load(day.dataset)
+    first = shop.register("1", run_of(theirs, DAYS[0]))
+    run = shop.trained(run_of(config_of(root), DAYS[1], "1"))
+    record = shop.score_new(run)
+    assert (record.version, record.samples) == ("1", ROWS)
+    day = run_of(theirs, DAYS[1])
     everything = {"train": (Segment(part=DAYS[1], start=0, stop=ROWS),), "valid": (), "test": ()}
-    reference = whole.model_copy(update={"splits": everything}).write(day.dataset.uri.replace("window-", "window-x"))
-    names, _, scores = Scorer(str(root / "one")).score_dataset(reference, "train")
-    expected = dict(zip(names, scores, strict=True))
-    for row in table.to_pylist():
-        assert row["probability"] == pytest.approx(expected[row["sample"]], abs=1e-6)
+    whole = Dataset.load(day.dataset).model_copy(update={"splits": everything})
+    near(record.metrics, *served(first, whole.write(day.dataset.uri.replace("window-", "window-x")), "train"))
+    found = shop.score(run)
+    assert found.comparison is not None
+    near(found.comparison.theirs.metrics, *served(first, day.dataset, "test"))
     assert not storage.exists(champion._scratch(run)), "the scratch store is gone"
     other = run_of(config_of(root), DAYS[2], "1")
     assert champion._scratch(run) != champion._scratch(other)
 
 
-def test_a_champion_whose_column_is_gone_stays_unless_bounds_may_decide(
-    root: Path, registered: dict[str, Path]
-) -> None:
+def test_a_champion_whose_column_is_gone_stays_unless_bounds_may_decide(root: Path, shop: Shop) -> None:
+    shop.register("1", run_of(config_of(root, [*FIELDS, {"name": "new"}]), DAYS[0]))
+    for day in DAYS:
+        path = root / "logs" / f"{day}.csv"
+        path.write_text("".join(line.rpartition(",")[0] + "\n" for line in path.read_text().splitlines()))
     verdicts = {}
     for setting in ("keep", "absolute"):
         config = config_of(root, on_schema_change=setting, min_auc=0, max_ne=100, min_samples=10, max_psi=100)
-        if not registered:
-            fields = (
-                *specs_of(fields_of(config)),
-                FieldSpec(name="gone", column="gone", table="gone", kind="categorical"),
-            )
-            export(root / "one", run_of(config, DAYS[0]), fields)
-            registered["1"] = root / "one"
-        run = evaluated(run_of(config, DAYS[1], "1"))
-        record = NewRows.load(champion.score_new(run)[0])
-        assert record.version == "" and "'gone'" in record.reason and record.drift
-        found = Champion.load(champion.score(run)[0])
-        assert (found.status, found.version) == ("not_comparable", "1") and "'gone'" in found.reason
+        run = shop.trained(run_of(config, DAYS[1], "1"))
+        record = shop.score_new(run)
+        assert record.version == "" and "'new'" in record.reason and record.drift
+        found = shop.score(run)
+        assert (found.status, found.version) == ("not_comparable", "1") and "'new'" in found.reason
         verdicts[setting] = Verdict.load(decide(run))
         assert not storage.exists(champion._scratch(run))
     assert (verdicts["keep"].verdict, verdicts["absolute"].verdict) == ("not_comparable", "accept")
     assert "on_schema_change" in verdicts["absolute"].reasons[-1]
 
 
-def test_a_reference_is_compared_too(root: Path, registered: dict[str, Path]) -> None:
+def test_a_champion_whose_weights_are_gone_or_damaged_is_not_comparable_and_it_is_said_why(
+    root: Path, shop: Shop
+) -> None:
+    first = shop.register("1", run_of(config_of(root), DAYS[0]))
+    config = config_of(root, min_auc=0, max_ne=100, min_samples=10, max_psi=100)
+    run = shop.trained(run_of(config, DAYS[1], "1"))
+    manifest = Path(storage.join(run.config.storage.root, shop.links["1"].checkpoint.partition("#")[0]))
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:-30])
+    assert "has other bytes" in shop.score_new(run).reason
+    found = shop.score(run)
+    assert (found.status, found.reason.count("has other bytes")) == ("not_comparable", 1)
+    assert Verdict.load(decide(run)).verdict == "not_comparable"
+    manifest.unlink()
+    storage.delete(run.path("champion.json"))
+    found = shop.score(run)
+    assert (found.status, found.reason) == ("not_comparable", f"its checkpoint {manifest} is gone")
+    storage.delete(run.path("new_rows.json"))
+    assert shop.score_new(run).reason == f"its checkpoint {manifest} is gone"
+    manifest.write_bytes(whole)
+    storage.delete(first.path("inputs.json"))
+    storage.delete(run.path("champion.json"))
+    assert f"its run {first.path('inputs.json')} is gone" in shop.score(run).reason
+
+
+def test_a_reference_is_compared_too(root: Path, shop: Shop) -> None:
     config = config_of(root, reference="1", min_samples=10, max_psi=100)
-    first = run_of(config, DAYS[0])
-    export(root / "one", first)
-    export(root / "two", first, seed=4)
-    registered.update({"1": root / "one", "2": root / "two"})
-    run = evaluated(run_of(config, DAYS[1], "2"))
-    champion.score_new(run)
-    assert Champion.load(champion.score(run)[0]).reference == "1"
-    theirs, others = (pq.read_table(run.path(name)) for name in ("champion.parquet", "reference.parquet"))
-    assert theirs["sample"] == others["sample"] and theirs["probability"] != others["probability"]
+    shop.register("1", run_of(config, DAYS[0]))
+    shop.register("2", run_of(config_of(root, rate=0.02), DAYS[0]))
+    run = shop.trained(run_of(config, DAYS[1], "2"))
+    shop.score_new(run)
+    record = shop.score(run)
+    assert record.reference == "1" and record.reference_comparison is not None and record.comparison is not None
+    assert record.reference_comparison.theirs.metrics != record.comparison.theirs.metrics
     verdict = Verdict.load(decide(run))
     assert (verdict.champion, verdict.reference) == ("2", "1")
     assert verdict.metrics["reference_auc"] != verdict.metrics["champion_auc"]
 
 
-def test_a_reference_that_is_not_there_or_saw_the_rows_is_one_line(root: Path, registered: dict[str, Path]) -> None:
+def test_a_reference_that_is_not_there_or_saw_the_rows_is_one_line(root: Path, shop: Shop) -> None:
     config = config_of(root, reference="7")
-    run = evaluated(run_of(config, DAYS[1]))
+    run = run_of(config, DAYS[1])
     with pytest.raises(RegistryError, match=r"models:/shop/7"):
-        champion.score(run)
-    export(root / "later", run_of(config, DAYS[2]))
-    registered["7"] = root / "later"
+        shop.score(run)
+    shop.register("7", run_of(config, DAYS[2]))
     with pytest.raises(ConfigError, match=rf"gate\.reference = 7 was trained as of {DAYS[2]} and may have seen rows"):
-        champion.score(run)
-    export(root / "whole", pin(config, run.dataset))
-    registered["7"] = root / "whole"
+        shop.score(run)
+    shop.register("7", pin(config, run.dataset))
     with pytest.raises(ConfigError, match=r"gate\.reference = 7: no day's run in storage.root trained it"):
-        champion.score(run)
+        shop.score(run)
 
 
 def test_a_day_is_compared_with_the_champion_of_a_week_before(
-    root: Path, registered: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    root: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Drops that are within the bound each day add up; a version of long ago shows them."""
 
@@ -325,32 +387,29 @@ def test_a_day_is_compared_with_the_champion_of_a_week_before(
         monkeypatch.setattr(registry, "chain", lambda uri, tracking: links)
 
     config = config_of(root, min_samples=10, max_psi=100)
-    first = run_of(config, DAYS[0])
-    export(root / "one", first)
-    export(root / "three", first, seed=4)
-    registered.update({"1": root / "one", "3": root / "three"})
-    run = evaluated(run_of(config, DAYS[1], "3"))
-    champion.score_new(run)
+    shop.register("1", run_of(config, DAYS[0]))
+    shop.register("3", run_of(config_of(root, rate=0.02), DAYS[0]))
+    run = shop.trained(run_of(config, DAYS[1], "3"))
+    shop.score_new(run)
     before = (date.fromisoformat(DAYS[1]) - timedelta(days=7)).isoformat()
     chain(DAYS[0], DAYS[0], before)
-    found = Champion.load(champion.score(run)[0])
+    found = shop.score(run)
     assert (found.version, found.reference, found.reference_given) == ("3", "1", False)
-    assert champion.score(run)[1], "kept"
-    assert pq.read_table(run.path("reference.parquet")).num_rows == pq.read_table(run.path("champion.parquet")).num_rows
+    assert champion.score(run, shop.launcher("report", run))[1], "kept"
     verdict = Verdict.load(decide(run))
     assert verdict.reference == "1" and "reference_auc" in verdict.metrics
     chain(before)
-    assert Champion.load(champion.score(run)[0]).reference == "", "the champion itself is of a week before"
+    assert shop.score(run).reference == "", "the champion itself is of a week before"
     chain(DAYS[0])
-    assert Champion.load(champion.score(run)[0]).reference == "", "nobody is"
+    assert shop.score(run).reference == "", "nobody is"
     chain(DAYS[0], before)
     for setting, wanted in (("none", ""), ("1", "1")):
         other = run_of(config_of(root, reference=setting), DAYS[1], "3")
         assert champion._reference(other) == (wanted, True)
     # One that cannot score the rows is told, and the verdict is made without it.
-    registered["1"] = root / "gone"
+    shop.links["1"].checkpoint = "checkpoints/gone/manifest.json#sha256:" + "0" * 64
     chain(DAYS[0], DAYS[0], before)
-    record = Champion.load(champion.score(run)[0])
+    record = shop.score(run)
     assert record.reference == "1" and "gone" in record.reference_reason
     verdict = Verdict.load(decide(run))
     assert verdict.verdict in ("accept", "reject") and "reference_auc" not in verdict.metrics

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from components.stages import resolve
-from des_core import metrics, storage
+from des_core import storage
 from des_core.config import GateConfig, parse_config
-from des_core.contracts import FILE, ROW, Dataset, Reference
-from des_core.data.read.hashing import MISSING
-from des_core.data.store.parts import footer_of
-from des_core.errors import ConfigError, StorageError
-from des_core.release.judge import slices
+from des_core.contracts import Reference
+from des_core.errors import ConfigError, StorageError, UserError
 from des_core.release.judge.gate import decide, judge
-from des_core.verdict import Champion, NewRows, Verdict
-from tests.finished import finished_run, predictions_of, write_champion, write_predictions
+from des_core.verdict import Champion, NewRows, SliceDifference, Verdict
+from tests import columns
+from tests.finished import finished_run, predictions_of, write_champion
 
 NONE = Champion(status="none", report="")
 SCORED = Champion(status="scored", version="4", report="")
@@ -29,16 +25,33 @@ LOST = Champion(status="not_comparable", version="4", reason="column 'age' is go
 REFERRED = Champion(status="scored", version="4", reference="2", report="")
 
 
-def table(labels: np.ndarray, scores: np.ndarray, first: int = 0) -> pa.Table:
-    samples = [f"f:{row}" for row in range(first, first + len(labels))]
-    return pa.table({"sample": samples, "label": labels.astype(np.float32), "probability": scores})
+def judged(
+    bounds: GateConfig,
+    labels: np.ndarray,
+    scores: np.ndarray,
+    champion: Champion = NONE,
+    theirs: np.ndarray | None = None,
+    reference: np.ndarray | None = None,
+    task: str = "click",
+    groups: np.ndarray | None = None,
+    slices: dict[str, tuple[SliceDifference, ...]] | None = None,
+    **more: Any,
+) -> Verdict:
+    """The verdict on a candidate whose rows, and those of the versions beside it, are measured in one place."""
+    found = {}
+    if theirs is not None:
+        found["comparison"] = columns.comparison(task, labels, scores, theirs, groups, slices=slices or {})
+    if reference is not None:
+        found["reference_comparison"] = columns.comparison(task, labels, scores, reference, groups)
+    candidate = columns.measured(task, labels, scores, groups)
+    return judge(bounds, task, candidate, champion.model_copy(update=found), **more)
 
 
 LABELS, SCORES = predictions_of(2_000, 1.4, 3)
-AUC = metrics.auc(LABELS, SCORES)
+AUC = columns.auc(LABELS, SCORES)
 assert AUC is not None
 WORSE = np.where(np.arange(2_000) % 10 == 0, 1 - SCORES, SCORES)
-LOW = metrics.auc_difference(LABELS, WORSE, SCORES)[1][0]
+LOW = columns.auc_difference(LABELS, WORSE, SCORES)[1][0]
 SLIGHTLY = np.clip(SCORES + np.random.default_rng(2).normal(0, 0.02, 2_000), 0.001, 0.999)
 """As good as SCORES but for noise."""
 BOUNDS = GateConfig()
@@ -162,14 +175,13 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_verdicts(name: str) -> None:
     case = CASES[name]
-    scored = None if case.theirs is None else table(LABELS, case.theirs).drop_columns("label")
-    found = judge(
+    found = judged(
         case.bounds,
-        "click",
-        table(LABELS, case.scores),
+        LABELS,
+        case.scores,
         case.champion,
-        scored,
-        reference=None if case.reference is None else table(LABELS, case.reference),
+        case.theirs,
+        case.reference,
         new_rows=case.new_rows,
         table=SIZE,
     )
@@ -185,16 +197,8 @@ def test_verdicts(name: str) -> None:
 
 def test_every_bound_has_its_line_and_every_number_its_interval() -> None:
     bounds = GateConfig(max_logloss=1, min_calibration=0.5, max_calibration=2, max_load=0.9, max_rows=10_000)
-    found = judge(
-        bounds,
-        "click",
-        table(LABELS, SLIGHTLY),
-        REFERRED,
-        table(LABELS, SCORES),
-        reference=table(LABELS, WORSE),
-        new_rows=new_rows({"psi": 0.03}),
-        table=SIZE,
-    )
+    rows = new_rows({"psi": 0.03})
+    found = judged(bounds, LABELS, SLIGHTLY, REFERRED, SCORES, WORSE, new_rows=rows, table=SIZE)
     names = [check.name for check in found.checks]
     assert len(names) == len(set(names))
     assert set(names) >= {
@@ -220,47 +224,42 @@ def test_every_bound_has_its_line_and_every_number_its_interval() -> None:
 
 @pytest.mark.parametrize("only", [0.0, 1.0])
 def test_one_class_cannot_decide(only: float) -> None:
-    found = judge(BOUNDS, "click", table(np.full(2_000, only), SCORES), SCORED, table(LABELS, SCORES))
+    found = judged(BOUNDS, np.full(2_000, only), SCORES, SCORED, SCORES)
     assert found.verdict == "inconclusive"
     assert "both classes" in found.reasons[0]
 
 
 def test_a_single_click_cannot_decide() -> None:
-    found = judge(BOUNDS, "click", table(np.arange(2_000) == 7, SCORES), SCORED, table(LABELS, SCORES))
+    found = judged(BOUNDS, np.arange(2_000) == 7, SCORES, SCORED, SCORES)
     assert found.verdict == "inconclusive"
     assert "two of each class" in found.reasons[0]
 
 
 def test_no_test_rows_cannot_decide() -> None:
-    assert judge(BOUNDS, "click", table(np.zeros(0), np.zeros(0)), NONE).verdict == "inconclusive"
+    assert judged(BOUNDS, np.zeros(0), np.zeros(0)).verdict == "inconclusive"
 
 
 def test_bad_data_are_named_even_where_the_rows_cannot_decide() -> None:
-    found = judge(
-        BOUNDS, "click", table(np.zeros(2_000), SCORES), SCORED, table(LABELS, SCORES), new_rows=new_rows({"psi": 3.0})
-    )
+    found = judged(BOUNDS, np.zeros(2_000), SCORES, SCORED, SCORES, new_rows=new_rows({"psi": 3.0}))
     assert (found.verdict, found.data_at_fault) == ("reject", True)
 
 
-def test_rows_are_joined_by_sample_whatever_their_order() -> None:
-    order = np.random.default_rng(5).permutation(2_000)
-    champion = table(LABELS, WORSE).take(order)
-    straight = judge(BOUNDS, "click", table(LABELS, SCORES), SCORED, table(LABELS, WORSE))
-    assert judge(BOUNDS, "click", table(LABELS, SCORES), SCORED, champion) == straight
-    assert straight.metrics["auc_difference"] == pytest.approx(AUC - (metrics.auc(LABELS, WORSE) or 0))
+def beside(rows: slice) -> Verdict:
+    """Of a candidate on all rows, a champion that could score some of them."""
+    compared = columns.comparison("click", LABELS[rows], SCORES[rows], WORSE[rows])
+    champion = SCORED.model_copy(update={"comparison": compared})
+    return judge(BOUNDS, "click", columns.measured("click", LABELS, SCORES), champion)
 
 
 def test_only_rows_that_both_scored_are_compared() -> None:
-    champion = table(LABELS[500:], WORSE[500:], first=500)
-    found = judge(BOUNDS, "click", table(LABELS, SCORES), SCORED, champion)
+    found = beside(slice(500, None))
     assert found.metrics["compared_samples"] == 1_500
-    assert found.metrics["champion_auc"] == metrics.auc(LABELS[500:], WORSE[500:])
+    assert found.metrics["champion_auc"] == columns.auc(LABELS[500:], WORSE[500:])
     assert found.metrics["auc"] == AUC
 
 
 def test_too_few_rows_in_common_keep_the_champion() -> None:
-    champion = table(LABELS[:50], SCORES[:50])
-    found = judge(BOUNDS, "click", table(LABELS, SCORES), SCORED, champion)
+    found = beside(slice(50))
     assert (found.verdict, found.accepted) == ("inconclusive", False)
     assert "version 4" in found.reasons[0]
 
@@ -272,39 +271,36 @@ def test_an_equal_candidate_is_accepted_as_often_as_the_interval_says() -> None:
         labels, scores = predictions_of(2_000, 1.4, seed)
         noise = np.random.default_rng(seed).normal(0, 0.02, 2_000)
         ours, theirs = (np.clip(scores + side * noise, 0.001, 0.999) for side in (1, -1))
-        accepted += judge(BOUNDS, "click", table(labels, ours), SCORED, table(labels, theirs)).accepted
+        accepted += judged(BOUNDS, labels, ours, SCORED, theirs).accepted
     assert accepted >= 57
 
 
 SLICED = GateConfig(slices=("site",), slice_min_samples=200, max_auc_drop=0.2)
-KEYS = np.where(np.arange(2_000) % 3 == 0, 7, np.where(np.arange(2_000) % 3 == 1, 8, np.arange(2_000) + 100))
-KEYS[2] = MISSING
-VALUES = pa.table({"sample": [f"f:{row}" for row in range(2_000)], "key": KEYS})
-IN_SEVEN = np.where(KEYS == 7, 1 - SCORES, SCORES)
+IN_SEVEN = np.where(np.arange(2_000) % 3 == 0, 1 - SCORES, SCORES)
 """Wrong on the rows of one value."""
 
 
-def sliced(bounds: GateConfig, scores: np.ndarray, values: pa.Table = VALUES) -> Verdict:
-    return judge(
-        bounds, "click", table(LABELS, scores), SCORED, table(LABELS, SCORES), sliced={"site": (values, {7: "seven"})}
-    )
+def sliced(bounds: GateConfig, scores: np.ndarray) -> Verdict:
+    """The verdict where a third of the rows are of site seven, a third of another one, and few of none."""
+    values = {
+        "seven": np.arange(0, 2_000, 3),
+        "eight": np.arange(1, 2_000, 3),
+        "(missing)": np.array([2, 5, 8, 11, 14]),
+    }
+    lines = [columns.slice_of("site", name, LABELS[at], scores[at], SCORES[at]) for name, at in values.items()]
+    return judged(bounds, LABELS, scores, SCORED, SCORES, slices={"site": tuple(lines), "other": tuple(lines)})
 
 
 def test_a_slice_that_got_worse_rejects_what_passes_as_a_whole() -> None:
     generous = GateConfig(max_auc_drop=1, max_ne=10)
-    assert judge(generous, "click", table(LABELS, IN_SEVEN), SCORED, table(LABELS, SCORES)).accepted
+    assert judged(generous, LABELS, IN_SEVEN, SCORED, SCORES).accepted
     found = sliced(SLICED.model_copy(update={"max_auc_drop": 1.0, "max_ne": 10.0}), IN_SEVEN)
     assert found.verdict == "reject"
     assert found.reasons[0].startswith("site = seven: AUC differs by -")
-    assert [(line.value, line.samples, line.kept) for line in found.slices] == [
-        ("seven", 667, False),
-        ("key 0000000000000008", 667, True),
+    assert [(line.field, line.value, line.samples, line.kept) for line in found.slices] == [
+        ("site", "seven", 667, False),
+        ("site", "eight", 667, True),
     ]
-    mine = KEYS == 7
-    difference, (low, _) = metrics.auc_difference(LABELS[mine], IN_SEVEN[mine], SCORES[mine])
-    line = found.slices[0]
-    assert (line.difference, line.low, line.champion_auc) == (difference, low, metrics.auc(LABELS[mine], SCORES[mine]))
-    assert line.auc == pytest.approx(metrics.auc(LABELS[mine], IN_SEVEN[mine]))
     allowed = SLICED.model_copy(update={"max_auc_drop": 1.0, "max_ne": 10.0, "slice_max_auc_drop": 1.0})
     assert sliced(allowed, IN_SEVEN).accepted
 
@@ -316,33 +312,15 @@ def test_slices_that_hold_are_told_in_one_line_and_small_ones_not_at_all() -> No
     assert not sliced(SLICED.model_copy(update={"slice_min_samples": 668}), SLIGHTLY).slices
 
 
-def test_slices_of_one_class_are_left_out_and_lists_count_a_row_once() -> None:
-    of_one = pa.table({"sample": VALUES["sample"], "key": np.where(LABELS > 0, 1, 2)})
-    assert not sliced(SLICED, SLIGHTLY, of_one).slices
-    twice = pa.concat_tables([VALUES, VALUES, VALUES.set_column(1, "key", [np.full(2_000, 9)])])
-    assert [line.samples for line in sliced(SLICED, SLIGHTLY, twice).slices] == [2_000, 667, 667]
-
-
-def test_the_values_of_a_field_come_from_the_feature_store(tmp_path: Path) -> None:
-    run = finished_run(tmp_path, "gate.slices=['tags','user']", "gate.slice_min_samples=300")
-    known = Dataset.load(run.dataset)
-    lists = [[3, 4], [3], [MISSING], [4, 3, 3]] * 10_000
-    rows = {FILE: np.zeros(40_000, np.int32), ROW: np.arange(40_000) - 36_000, "user": np.arange(40_000) % 50}
-    folder = run.dataset.uri.rpartition("/")[0]
-    path = f"{folder}/{known.parts['all'].path}"
-    with storage.writer(path) as file:
-        pq.write_table(pa.table(rows | {"tags": lists}), file, row_group_size=65_536)
-    part = known.parts["all"].model_copy(update={"footer": footer_of(path)})
-    dataset = known.model_copy(update={"parts": {"all": part}}).write(f"{folder}/with-rows.json")
-    run = dataclasses.replace(run, dataset=dataset)
+def test_a_field_by_which_nobody_compared_is_asked_for(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, "gate.slices=['user']")
     labels, scores = predictions_of(4_000, 1.4, 1)
-    write_predictions(run, labels, scores, "champion.parquet")
-    write_champion(run, status="scored", version="9")
-    values, texts = slices.of(run.dataset, "tags")
-    assert (values.num_rows, texts) == (7_000, {3: "new"})
-    found = Verdict.load(decide(run))
-    lines = [(line.field, line.value, line.samples) for line in found.slices]
-    assert lines == [("tags", "new", 3_000), ("tags", "key 0000000000000004", 2_000), ("tags", "(missing)", 1_000)]
+    compared = columns.comparison("click", labels, scores, scores)
+    write_champion(run, status="scored", version="9", comparison=compared)
+    with pytest.raises(UserError, match=r"champion.json: the champion was not compared by user; run des evaluate"):
+        decide(run)
+    write_champion(run, status="scored", version="9", comparison=compared, slices=("user",))
+    assert Verdict.load(decide(run)).accepted
 
 
 @pytest.mark.parametrize(
@@ -359,7 +337,7 @@ def test_ratings_are_judged_by_rmse(bounds: GateConfig, noise: float, verdict: s
     random = np.random.default_rng(7)
     labels = random.integers(1, 6, 500).astype(np.float64)
     ours, theirs = labels + random.normal(0, noise, 500), labels + random.normal(0, 0.1, 500)
-    found = judge(bounds, "rating", table(labels, ours), SCORED, table(labels, theirs))
+    found = judged(bounds, labels, ours, SCORED, theirs, task="rating")
     assert found.verdict == verdict
     assert found.metrics["rmse"] == pytest.approx(np.sqrt(np.mean((ours - labels) ** 2)))
     low, high = found.intervals["rmse_difference"]
@@ -367,7 +345,7 @@ def test_ratings_are_judged_by_rmse(bounds: GateConfig, noise: float, verdict: s
 
 
 def test_equal_ratings_are_no_doubt() -> None:
-    assert judge(GateConfig(max_rmse=1), "rating", table(np.full(200, 3.0), np.full(200, 3.1)), NONE).accepted
+    assert judged(GateConfig(max_rmse=1), np.full(200, 3.0), np.full(200, 3.1), task="rating").accepted
 
 
 def test_a_verdict_is_kept_until_what_it_judged_changes(tmp_path: Path) -> None:
@@ -378,8 +356,8 @@ def test_a_verdict_is_kept_until_what_it_judged_changes(tmp_path: Path) -> None:
     assert decide(run) == first
     assert Path(run.path("gate.json")).stat().st_mtime_ns == written
     labels, scores = predictions_of(4_000, 1.4, 1)
-    write_predictions(run, labels, np.sqrt(scores), "champion.parquet")
-    write_champion(run, status="scored", version="9")
+    compared = columns.comparison("click", labels, scores, np.sqrt(scores))
+    write_champion(run, status="scored", version="9", comparison=compared)
     second = Verdict.load(decide(run))
     assert (second.champion, second.inputs) == ("9", str(run.reference("champion.json")))
     assert Reference.parse(second.inputs).read()["version"] == "9"
@@ -394,30 +372,26 @@ def test_slices_of_a_format_with_its_own_fields_are_checked_before_anything_is_c
             resolve(config.model_copy(update={"gate": GateConfig(slices=(field_name,))}))
 
 
-def test_predictions_that_are_not_the_reports_are_refused(tmp_path: Path) -> None:
+def test_a_report_that_is_not_the_champions_is_refused(tmp_path: Path) -> None:
     run = finished_run(tmp_path)
     write_champion(run)
     assert Verdict.load(decide(run)).verdict == "accept"
     storage.delete(run.path("gate.json"))
-    path = Path(run.path("predictions.parquet"))
+    path = Path(run.path("report.json"))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(StorageError, match=r"predictions.parquet has other bytes than its manifest says"):
+    with pytest.raises(StorageError, match=r"report.json has other bytes than its manifest says"):
         decide(run)
 
 
-def test_rows_of_one_user_count_for_less_than_rows_of_many(tmp_path: Path) -> None:
+def test_rows_of_one_user_count_for_less_than_rows_of_many() -> None:
     """The bound is held by the interval over groups; that of independent rows stands beside it."""
     labels, scores = predictions_of(4_000, 1.4, 1)
     other = np.clip(scores + np.random.default_rng(2).normal(0, 0.02, 4_000), 0, 1)
-    names = [f"a:{row}" for row in range(4_000)]
-    candidate = pa.table({"sample": names, "label": labels, "probability": scores})
-    champion = pa.table({"sample": names, "probability": other})
-    groups = pa.table({"sample": names[::-1], "group": np.arange(4_000)[::-1] // 400})
     record = NONE.model_copy(update={"status": "scored", "version": "9"})
-    found = judge(GateConfig(), "click", candidate, record, champion, groups=groups)
-    alone = judge(GateConfig(), "click", candidate, record, champion)
+    found = judged(GateConfig(), labels, scores, record, other, groups=np.arange(4_000) // 400)
+    alone = judged(GateConfig(), labels, scores, record, other)
     assert "rows of 10 groups, within" in found.reasons[-1] and "groups" not in alone.reasons[-1]
     assert found.intervals["auc_difference_by_rows"] == alone.intervals["auc_difference"]
     assert found.intervals["auc_difference"] != alone.intervals["auc_difference"]

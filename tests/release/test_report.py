@@ -203,7 +203,7 @@ def test_an_accepted_version_that_came_too_late_is_not_called_champion(tmp_path:
 
 def test_a_day_without_parent_or_new_rows_has_a_page(tmp_path: Path) -> None:
     run = days_run(tmp_path)
-    for name in ("new_rows.json", "champion.parquet", "gate.json"):
+    for name in ("new_rows.json", "champion.json", "gate.json"):
         storage.delete(run.path(name))
     run = replace(run, day=Day(as_of="2026-01-31", days={}, cut=0))
     text = cells(Page(Path(report.write(run)).read_text()))

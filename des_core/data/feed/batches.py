@@ -30,6 +30,7 @@ from des_core.contracts import FILE, LABEL, ROW, ROW_GROUP, WEIGHT, Dataset, Fie
 from des_core.data.read.hashing import MISSING, hash_text, splitmix64
 from des_core.data.read.parsing import one_chunk
 from des_core.data.store.parts import damaged, open_rows
+from des_core.data.store.predictions import sample_names
 
 WINDOW = 8
 """Row groups whose rows are shuffled together."""
@@ -222,8 +223,7 @@ def dense_values(table: pa.Table, fields: Sequence[FieldSpec]) -> F32:
 
 def sample_ids(batch: pa.Table, files: Sequence[str]) -> pa.Array:
     """Sample ids ``DIGEST:ROW`` [B] of a batch with the columns FILE and ROW; ``files`` are the dataset's."""
-    digests = pa.array(files, pa.string()).take(one_chunk(batch.column(FILE)))
-    return pc.binary_join_element_wise(digests, one_chunk(batch.column(ROW)).cast(pa.string()), ":")
+    return sample_names(batch.column(FILE), batch.column(ROW), files)
 
 
 def _number_values(column: pa.Array, field: FieldSpec) -> tuple[I64, F32]:

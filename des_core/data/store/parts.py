@@ -94,7 +94,7 @@ def current_part(root: str, name: str, spec: str, sources: tuple[str, ...]) -> P
     return manifest if manifest is not None and (manifest.spec, manifest.sources) == (spec, sources) else None
 
 
-class _Digested:
+class Digested:
     """A file that knows the sha256 of what was written to it."""
 
     closed = False
@@ -127,7 +127,7 @@ def write_rows(root: str, name: str, tables: Iterable[pa.Table], look: Callable[
     incoming = storage.join(root, name, "incoming.parquet")
     rows = 0
     with storage.writer(incoming) as file:
-        digested = _Digested(file)
+        digested = Digested(file)
         # Pages come in small pieces.
         buffered = pa.BufferedOutputStream(pa.PythonFile(digested, mode="w"), 1 << 20)
         writer = None

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
-
-from des_core import metrics as measure
 from des_core.config import GateConfig
-from des_core.verdict import Check, Drift
-
-Floats = npt.NDArray[np.float64]
-
-Clusters = npt.NDArray[np.int64]
-"""Number of each row's group, from 0."""
+from des_core.verdict import Check, Comparison, Drift, Interval
 
 UNBOUNDED = 1e9
 """A bound from here on is none."""
@@ -89,46 +80,35 @@ def _check(key: str, what: str, value: float, bound: float, side: int) -> Check:
 
 
 def against(
-    bounds: GateConfig,
-    task: str,
-    role: str,
-    version: str,
-    rows: tuple[Floats, Floats, Floats],
-    groups: Clusters | None = None,
-) -> tuple[Check, dict[str, float], dict[str, tuple[float, float]]]:
+    bounds: GateConfig, task: str, role: str, version: str, found: Comparison
+) -> tuple[Check, dict[str, float], dict[str, Interval]]:
     """The bound on the difference to another version: check, metrics and intervals, named by its role.
+
+    Where rows have groups the bound is held by groups; the interval of independent rows is kept beside it, as
+    ``..._by_rows``.
 
     Args:
         role: champion or reference.
-        rows: labels, the candidate's scores and the other's.
-        groups: numbers of rows that are not independent (metrics.clusters). The bound is then held by groups; the
-            interval of independent rows is kept beside it, as ``..._by_rows``.
     """
-    labels, ours, theirs = rows
     apart = "" if role == "champion" else f"{role}_"
+    difference, interval, theirs = found.difference, found.interval, found.theirs
     if task == "rating":
         kind, bound, key = "rmse", bounds.max_rmse_rise, "max_rmse_rise"
-        difference, interval = measure.rmse_difference(labels, ours, theirs, groups)
-        kept, worst = interval[1] < bound, interval[1]
-        allowed = bound
+        kept, worst, allowed = interval[1] < bound, interval[1], bound
     else:
         kind, bound, key = "auc", bounds.max_auc_drop, "max_auc_drop"
-        difference, interval = measure.auc_difference(labels, ours, theirs, groups)
-        kept, worst = interval[0] > -bound, interval[0]
-        allowed = -bound
+        kept, worst, allowed = interval[0] > -bound, interval[0], -bound
     who = f"{'' if role == 'champion' else f'the {role} '}version {version}'s"
-    many = f"{len(labels):,} rows" + ("" if groups is None else f" of {int(groups.max(initial=-1)) + 1:,} groups")
+    many = f"{theirs.samples:,} rows" + ("" if found.groups is None else f" of {found.groups:,} groups")
     about = f"{NAMES[kind]} differs by {difference:+.4f} ({interval[0]:+.4f} to {interval[1]:+.4f}) from {who} "
     about += f"on the same {many}, {'within' if kept else 'beyond'} gate.{key} = {bound:g}"
     half = (interval[1] - interval[0]) / 2
     if not kept and half >= bound:
         about += f"; so few rows tell no difference below {half:.4f}: judge on more (eval.tail), or allow more"
-    own = measure.judge(task, labels, theirs)
-    numbers = {f"{role}_{name}": float(own[name]) for name in NAMES if own[name] is not None}
-    numbers |= {f"{apart}{kind}_difference": difference, f"{apart or ''}compared_samples": float(len(labels))}
-    spans = {f"{role}_{name}": span for name, span in measure.intervals(task, labels, theirs, groups).items()}
-    if groups is not None:
-        alone = measure.rmse_difference if task == "rating" else measure.auc_difference
-        spans[f"{apart}{kind}_difference_by_rows"] = alone(labels, ours, theirs)[1]
+    numbers = {f"{role}_{name}": value for name, value in theirs.metrics.items()}
+    numbers |= {f"{apart}{kind}_difference": difference, f"{apart}compared_samples": float(theirs.samples)}
+    spans = {f"{role}_{name}": span for name, span in theirs.intervals.items()}
+    if found.by_rows is not None:
+        spans[f"{apart}{kind}_difference_by_rows"] = found.by_rows
     check = Check(name=f"{key}{f' {role}' if apart else ''}", value=worst, bound=allowed, kept=kept, about=about)
     return check, numbers, spans | {f"{apart}{kind}_difference": interval}

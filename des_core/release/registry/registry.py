@@ -161,6 +161,16 @@ def fetch(model_uri: str, tracking_uri: str, into: str) -> StoredModel:
         return _download(client, version, into)
 
 
+def version(model_uri: str, tracking_uri: str) -> lineage.Link:
+    """What the tags of one version say of its run, its weights and its day; nothing is downloaded.
+
+    Raises:
+        RegistryError: there is no such version; the message lists what there is.
+    """
+    with _named(model_uri, tracking_uri) as (_, found):
+        return lineage.link(str(found.version), (), found.run_id or "", found.tags)
+
+
 def chain(model_uri: str, tracking_uri: str) -> list[lineage.Link]:
     """A version and its parents, back to the first one that is still there, the newest first.
 

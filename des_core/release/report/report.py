@@ -1,7 +1,7 @@
 """Writes ``report.html``: one file with the verdict first, then its reasons, then everything else.
 
-Made from report.json, gate.json, version.json and new_rows.json, as far as they are there, so it can be written again
-after each step. No script, no request to anywhere; figures are inline SVG.
+Made from report.json, champion.json, gate.json, version.json and new_rows.json, as far as they are there, so it can be
+written again after each step. No script, no request to anywhere; figures are inline SVG.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def write(run: Run) -> str:
         _document(run, "version.json"),
         _document(run, "new_rows.json"),
         run.day,
-        training_sections.scores(run) if report.get("roc") else None,
+        training_sections.scores(report, _document(run, "champion.json")),
     )
     storage.write_bytes(run.path("report.html"), page_of(found).encode())
     return run.path("report.html")

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from des_core import metrics, storage
 from des_core.contracts import Dataset
 from des_core.log import byte_text
 from des_core.release.report import figures
 from des_core.release.report.markup import count, cut, parts
-from des_core.run import Run
 
 TOP_VALUES = 3
-SCORE_BINS = 24
 
 Document = dict[str, Any]
 
@@ -37,34 +30,25 @@ class Scores(NamedTuple):
     champion_bins: tuple[dict[str, float], ...] = ()
 
 
-def scores(run: Run) -> Scores | None:
-    """Shares by bin of the prediction, and the champion's curves; None where the predictions cannot be drawn."""
-    ours = _predictions(run.path("predictions.parquet"))
-    clicked, predicted = ours["label"].to_numpy() > 0.5, ours["probability"].to_numpy()
-    if not len(predicted) or not np.isfinite(predicted).all() or clicked.all() or not clicked.any():
+def scores(report: Document, champion: Document | None) -> Scores | None:
+    """Shares by bin of the prediction, and the champion's curves; None where the predictions cannot be drawn.
+
+    Args:
+        report: report.json.
+        champion: champion.json.
+    """
+    drawn = report.get("scores")
+    if not drawn:
         return None
-    high = float(np.quantile(predicted, 0.999)) or 1.0
-    binned = [
-        (np.histogram(predicted[part], SCORE_BINS, (0.0, high))[0] / part.sum()).tolist()
-        for part in (clicked, ~clicked)
-    ]
-    drawn = Scores(binned[0], binned[1], high)
-    if not storage.exists(run.path("champion.parquet")):
-        return drawn
-    theirs = _predictions(run.path("champion.parquet"))
-    place = pc.index_in(ours["sample"], value_set=theirs["sample"].combine_chunks())
-    found = pc.is_valid(place)
-    labels = ours["label"].filter(found).to_numpy()
-    probabilities = theirs["probability"].take(place.filter(found)).to_numpy()
-    area = metrics.auc(labels, probabilities) if len(labels) and np.isfinite(probabilities).all() else None
-    if area is None:
-        return drawn
-    bins = metrics.calibration_bins(labels, probabilities)
-    return Scores(*drawn[:3], area, tuple(metrics.roc(labels, probabilities)), tuple(bins))
-
-
-def _predictions(uri: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+    found = Scores(drawn["clicked"], drawn["others"], drawn["high"])
+    theirs = (champion or {}).get("comparison") or {}
+    if not theirs.get("roc"):
+        return found
+    return found._replace(
+        champion_auc=theirs["theirs"]["metrics"]["auc"],
+        champion_roc=tuple(theirs["roc"]),
+        champion_bins=tuple(theirs["calibration_bins"]),
+    )
 
 
 def curves(report: Document, rows_name: str, drawn: Scores | None, first: Markup) -> Markup:

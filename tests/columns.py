@@ -1,4 +1,6 @@
-"""Exact metrics of predictions, over all samples at once, and how far chance alone may move them.
+"""The plain reference of judging: exact metrics over whole columns, and how far chance alone may move them.
+
+Here are the formulas as they are written down; what the workers find must be the same (engine/test_judging.py).
 
 The AUC is a mean over pairs of a positive i and a negative j, so its variance is that of two means (DeLong):
 
@@ -26,6 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from des_core.verdict import Comparison, Interval, Measured, SliceDifference
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 EPS = 1e-15
@@ -33,8 +37,7 @@ EPS = 1e-15
 Z95 = 1.959963984540054
 """A normal variable lies within so many deviations of its mean 95 % of the time."""
 
-Interval = tuple[float, float]
-"""The 95 % interval of a number: low, high."""
+NAMES = ("auc", "logloss", "ne", "calibration", "rmse")
 
 
 def auc(labels_B: Array, scores_B: Array) -> float | None:
@@ -272,3 +275,59 @@ def calibration_bins(labels_B: Array, probabilities_B: Array, bins: int = 20) ->
         for part in np.array_split(order, min(bins, len(order)))
         if len(part)
     ]
+
+
+def histogram(labels_B: Array, scores_B: Array, bins: int = 24) -> dict[str, Any] | None:
+    """Shares of clicks and of the others by bin of the score; None without both."""
+    positive_B = labels_B > 0.5
+    if positive_B.all() or not positive_B.any():
+        return None
+    high = float(np.quantile(scores_B, 0.999)) or 1.0
+    counts = [np.histogram(scores_B[part], bins, (0.0, high))[0] / part.sum() for part in (positive_B, ~positive_B)]
+    return {"clicked": counts[0].tolist(), "others": counts[1].tolist(), "high": high}
+
+
+def measured(task: str, labels_B: Array, scores_B: Array, groups_B: Array | None = None) -> Measured:
+    """What the workers record of one model."""
+    labels_B, scores_B = labels_B.astype(np.float64), scores_B.astype(np.float64)
+    found = Measured(
+        samples=len(labels_B),
+        positives=int((labels_B > 0.5).sum()),
+        labels=(float(labels_B.min()), float(labels_B.max())) if len(labels_B) else None,
+        broken=int((~np.isfinite(scores_B)).sum()),
+    )
+    if found.broken or not found.samples:
+        return found
+    known = judge(task, labels_B, scores_B)
+    metrics = {name: float(known[name]) for name in NAMES if known[name] is not None}
+    return found.model_copy(update={"metrics": metrics, "intervals": intervals(task, labels_B, scores_B, groups_B)})
+
+
+def comparison(
+    task: str, labels_B: Array, ours_B: Array, theirs_B: Array, groups_B: Array | None = None, **more: Any
+) -> Comparison:
+    """What the workers record of two models on the same rows."""
+    theirs = measured(task, labels_B, theirs_B, groups_B)
+    two_of_each = min(theirs.positives, theirs.samples - theirs.positives) >= 2
+    if not theirs.metrics or (task == "click" and not two_of_each):
+        return Comparison(theirs=theirs)
+    rule = auc_difference if task == "click" else rmse_difference
+    difference, interval = rule(labels_B, ours_B, theirs_B, groups_B)
+    return Comparison(
+        theirs=theirs,
+        difference=difference,
+        interval=interval,
+        by_rows=None if groups_B is None else rule(labels_B, ours_B, theirs_B)[1],
+        groups=None if groups_B is None else int(groups_B.max()) + 1,
+        roc=roc(labels_B, theirs_B) if task == "click" else [],
+        calibration_bins=calibration_bins(labels_B, theirs_B),
+        **more,
+    )
+
+
+def slice_of(field: str, value: str, labels_B: Array, ours_B: Array, theirs_B: Array) -> SliceDifference:
+    """What the workers record of the rows of one value."""
+    difference, (low, _) = auc_difference(labels_B, ours_B, theirs_B)
+    theirs = auc(labels_B, theirs_B) or 0.0
+    numbers = {"auc": theirs + difference, "champion_auc": theirs, "difference": difference, "low": low}
+    return SliceDifference(field=field, value=value, samples=len(labels_B), **numbers)
