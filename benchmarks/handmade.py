@@ -16,11 +16,11 @@ from des_core import storage
 from des_core.checkpoint import manifest as manifests
 from des_core.checkpoint.blocks import BlockWriter, block_bytes
 from des_core.checkpoint.manifest import DENSE, Layer, Manifest, Shape
+from des_core.checkpoint.ordering import sorted_blocks
 from des_core.config import Config
 from des_core.contracts import FieldSpec, Reference, read_as
 from des_core.engine.models import Model
 from des_core.engine.weights import saving
-from des_core.engine.weights.snapshot import sorted_blocks
 from des_core.release.serve import serving
 from des_core.release.serve.serving import Description
 
