@@ -293,15 +293,14 @@ def _floor(config: Config, dataset: Dataset, model: Model) -> float:
     return PROCESS_BYTES + _dense(config, model, size) + totals + narrowest * _read_ahead(config, dataset)
 
 
-def step_bytes(config: Config, dataset: Dataset, needed: Need) -> dict[str, int]:
+def step_bytes(config: Config, dataset: Dataset) -> dict[str, int]:
     """Bytes of the steps that are one process, of which some depend on the data: rough, to about a third.
 
     ``ingest`` sorts parts in a buffer of bounded size; ``score``, and ``evaluate`` beside its workers, hold a split's
-    columns and ids while the champion scores it; ``register`` brings all weights into one order.
+    columns and ids while the champion scores it; ``register`` reads manifests.
     """
     columns = sum(_column_bytes(dataset, field) for field in (*dataset.row_fields, *dataset.dense_fields))
     rows = {split: dataset.rows(split) for split in dataset.splits}
-    weights = float(needed.owned.sum()) * (number_bytes(config) * (1 + config.model.factors) + 8)
     # A day's new rows are scored before they are trained on.
     scored = rows["train"] if "{day}" in str(config.source.path) else 0
     return {
@@ -309,7 +308,7 @@ def step_bytes(config: Config, dataset: Dataset, needed: Need) -> dict[str, int]
         "score": round(PROCESS_BYTES + SCORED_BYTES * scored),
         "evaluate": round(PROCESS_BYTES + SCORED_BYTES * rows["test"]),
         "gate": round(LIGHT_BYTES + SCORED_BYTES * rows["test"]),
-        "register": round(PROCESS_BYTES + 4 * weights),
+        "register": PROCESS_BYTES,
     }
 
 
