@@ -1,8 +1,9 @@
-"""How fast does a replica answer: the model alone, batches over HTTP, single records, and while its alias moves?
+"""How fast does a replica answer: the model alone, over HTTP, from the disk, in little memory, while its alias moves?
 
     python benchmarks/serve.py --values 100000 --seconds 10
+    python benchmarks/serve.py --values 200000 --models criteo     5.2M rows, 0.4 GB
 
-Two models of hand-made weights, ``--values`` rows for each categorical field, Zipf values of which some have no row:
+Models of hand-made weights, ``--values`` rows for each categorical field, Zipf values of which some have no row:
 
     demo      deepfm, 8 categorical fields, k = 8, hidden 32-16
     criteo    deepfm, 13 numeric and 26 categorical fields, k = 16, hidden 256-128
@@ -10,7 +11,12 @@ Two models of hand-made weights, ``--values`` rows for each categorical field, Z
     model     Scorer.score on a table of raw records: encode, de-duplicate, find rows, forward; CPU time of one thread
     batches   1,000 records a request (dataframe_split), 2 connections kept open
     single    one record a request (dataframe_records), by connections kept open; each asks again once answered
-    swaps     single records by 4 connections while the alias moves, polled every 0.2 s: failed requests
+    disk      single records with values drawn alike, of the model alone: warm; and when before each of them the
+              files of weights were dropped from the system's memory, so that every page is read from the disk
+    memory    the same records over HTTP, by a replica with ``--memory`` of a quarter of the model: the most of the
+              files that it had in memory, and what it had beside them
+    swaps     single records by 4 connections while the alias moves, polled every 0.2 s: failed requests. Version 2 is
+              version 1 and a delta: a hundredth of the rows changed, a thousandth gone
 
 HTTP is ``des serve`` in a process of its own, asked over loopback by this one, which shares its cores. By CPU time:
 requests for each second that the replica's process kept a core, whatever else the machine did meanwhile.
@@ -24,7 +30,9 @@ import contextlib
 import itertools
 import json
 import logging
+import mmap
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -41,16 +49,21 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 for variable in THREADS:
     os.environ.setdefault(variable, "1")
 
+sys.path.insert(0, str(ROOT))
+
 import mlflow  # noqa: E402
 
+from benchmarks import handmade  # noqa: E402
 from des_core import storage  # noqa: E402
 from des_core.config import Config, parse_config  # noqa: E402
+from des_core.contracts import Reference  # noqa: E402
 from des_core.data.feed.batches import NUMBER, ids_of  # noqa: E402
 from des_core.data.read.hashing import hash_values  # noqa: E402
 from des_core.data.store.encoding import fields_of, specs_of  # noqa: E402
 from des_core.engine.models import build  # noqa: E402
 from des_core.log import parse_event  # noqa: E402
 from des_core.release.serve import serving  # noqa: E402
+from des_core.release.serve.weight_files import advise  # noqa: E402
 
 BATCH = 1000
 ZIPF = 1.2
@@ -85,22 +98,28 @@ def values_of(count: int) -> list[str]:
     return [f"{value * 2654435761 % 2**32:08x}" for value in range(count)]
 
 
-def export(folder: Path, config: Config, values: int, seed: int) -> None:
-    """A model with random weights for every value."""
-    random = np.random.default_rng(seed)
+def checkpoints(root: Path, config: Config, values: int) -> tuple[Reference, Reference]:
+    """A checkpoint under ``root`` with random weights for every value, and one that adds a delta to it."""
+    random = np.random.default_rng(1)
     fields = specs_of(fields_of(config))
     keys = hash_values(pa.array(values_of(values)))
     numbers = np.array([NUMBER])
-    ids = np.unique(
-        np.concatenate([ids_of(numbers if field.kind == "numeric" else keys, field.table) for field in fields])
-    )
-    model = build(config.model, len(fields), 0, seed)
-    rows = random.normal(0, 0.05, (len(ids), model.row_width)).astype(np.float32)
-    serving.write(str(folder), "0" * 64, config, "click", fields, ids, rows, model)
+    ids = {field.table: ids_of(numbers if field.kind == "numeric" else keys, field.table) for field in fields}
+    model = build(config.model, len(fields), 0, 1)
+
+    def rows_of(ids: dict[str, Any]) -> dict[str, Any]:
+        shapes = {table: (len(found), model.row_width) for table, found in ids.items()}
+        return {table: random.normal(0, 0.05, shape).astype(np.float32) for table, shape in shapes.items()}
+
+    whole = handmade.checkpoint(str(root), config.run.name, 1, fields, ids, rows_of(ids), model, state_width=2)
+    changed = {table: random.permutation(found)[: -(-len(found) // 100)] for table, found in ids.items()}
+    gone = {table: np.sort(found.view(np.uint64))[::1000].view(np.int64) for table, found in ids.items()}
+    words = (str(root), config.run.name, 2, fields, changed, rows_of(changed), model, whole, gone, 2)
+    return whole, handmade.checkpoint(*words)
 
 
-def records_of(config: Config, values: int, rows: int, seed: int) -> Columns:
-    """Raw records; one number in ten is missing."""
+def records_of(config: Config, values: int, rows: int, seed: int, alike: bool = False) -> Columns:
+    """Raw records; one number in ten is missing. Values have Zipf's frequencies, or all the same."""
     random = np.random.default_rng(seed)
     texts = values_of(values + values // 20)
     columns: Columns = {}
@@ -109,7 +128,8 @@ def records_of(config: Config, values: int, rows: int, seed: int) -> Columns:
             numbers = random.integers(0, 1000, rows).tolist()
             columns[field.column] = [None if random.random() < 0.1 else number for number in numbers]
         else:
-            columns[field.column] = [texts[rank] for rank in np.minimum(random.zipf(ZIPF, rows), len(texts)) - 1]
+            ranks = random.integers(0, values, rows) if alike else np.minimum(random.zipf(ZIPF, rows), len(texts)) - 1
+            columns[field.column] = [texts[rank] for rank in ranks]
     return columns
 
 
@@ -131,12 +151,40 @@ def alone(folder: Path, columns: Columns, seconds: float) -> Iterator[tuple[str,
         yield f"model alone, {size:,} a batch", f"{size / middle:,.0f} records/s per core ({middle * 1e3:.2f} ms)"
 
 
+def one_by_one(folder: Path, root: Path, columns: Columns) -> Iterator[tuple[str, str]]:
+    """Single records with the files of weights in the system's memory, and without."""
+    scorer = serving.Scorer(str(folder))
+    whole = pa.table(columns)
+    tables = [whole.slice(at, 1) for at in range(min(whole.num_rows, 300))]
+    for table in tables[:20]:
+        scorer.score(table)
+    for how, cold in (("in the system's memory", False), ("on the disk", True)):
+        times = []
+        for table in tables[20:]:
+            if cold:
+                for file in scorer.rows.files:
+                    advise(file, mmap.MADV_DONTNEED, 0, file.size)
+                for path in root.rglob("*.arrow"):
+                    forget(path)
+            started = time.perf_counter()
+            scorer.score(table)
+            times.append(time.perf_counter() - started)
+        p50, p99 = np.percentile(times, [50, 99]) * 1e3
+        yield f"model alone, single, weights {how}", f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
+
+
+def forget(path: Path) -> None:
+    """Drop a file from the system's memory."""
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 @contextlib.contextmanager
-def replica(uri: str, name: str) -> Iterator[tuple[int, int]]:
+def replica(uri: str, name: str, *words: str) -> Iterator[tuple[int, int]]:
     """Port and process id of ``des serve`` once it is ready."""
     command = [sys.executable, "-c", "from pipelines.cli import main; main()", "serve", "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--model", f"models:/{name}@champion", "--poll-s", "0.2"],
+        [*command, "--model", f"models:/{name}@champion", "--poll-s", "0.2", *words],
         env=os.environ | {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
@@ -215,6 +263,38 @@ def over_http(port: int, process: int, columns: Columns, seconds: float) -> Iter
         yield f"HTTP, single, {connections} connections", f"{rate}, {of_times(answers)}"
 
 
+def held_mb(process: int) -> tuple[float, float]:
+    """What a process has in memory of files of weights, and of its own, MB."""
+    weights, of_weights = 0, False
+    for line in Path(f"/proc/{process}/smaps").read_text().splitlines():
+        if "-" in line.partition(" ")[0]:
+            of_weights = line.endswith(".arrow")
+        elif line.startswith("Rss:") and of_weights:
+            weights += int(line.split()[1])
+    (own,) = re.findall(r"RssAnon:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
+    return weights * 1.024e-3, int(own) * 1.024e-3
+
+
+async def watched(port: int, process: int, requests: list[bytes], seconds: float) -> tuple[list[Answer], float, float]:
+    """Answers on one connection, and the most that the process held meanwhile, MB."""
+    asked = asyncio.create_task(load(port, requests, 1, seconds))
+    most = []
+    while not asked.done():
+        await asyncio.sleep(seconds / 20)
+        most.append(await asyncio.to_thread(held_mb, process))
+    weights, own = np.max(most, 0)
+    return await asked, float(weights), float(own)
+
+
+def in_memory(port: int, process: int, columns: Columns, bound: str, seconds: float) -> tuple[str, str]:
+    """Single records, and what the replica held meanwhile."""
+    rows = zip(*columns.values(), strict=True)
+    requests = [request_of({"dataframe_records": [dict(zip(columns, row, strict=True))]}) for row in rows]
+    answers, weights, own = asyncio.run(watched(port, process, requests, seconds))
+    held = f"held {weights:,.0f} MB of weights' files and {own:,.0f} MB beside"
+    return f"HTTP, single, values alike, {bound}", f"{of_times(answers)}; {held}"
+
+
 def of_times(answers: list[Answer]) -> str:
     """Percentiles of those that were answered, and how many were not."""
     p50, p99 = np.percentile([answer.seconds for answer in answers], [50, 99]) * 1e3
@@ -248,9 +328,10 @@ def registered(root: Path, uri: str, config: Config, values: int) -> mlflow.Mlfl
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient(uri, uri)
     client.create_registered_model(config.run.name)
-    for seed in (1, 2):
-        folder = root / config.run.name / str(seed)
-        export(folder / "model", config, values, seed)
+    fields = specs_of(fields_of(config))
+    for number, checkpoint in enumerate(checkpoints(root, config, values), 1):
+        folder = root / config.run.name / str(number)
+        handmade.describe(str(folder / "model"), "0" * 64, config, fields, checkpoint)
         mlflow.pyfunc.save_model(
             folder / "logged",
             loader_module="des_core.release.serve.pyfunc",
@@ -268,11 +349,19 @@ def measure(root: Path, uri: str, name: str, values: int, seconds: float) -> Ite
     config = parse_config(CONFIGS[name])
     client = registered(root, uri, config, values)
     columns = records_of(config, values, 16_384, 1)
-    yield from alone(root / name / "1" / "model", columns, seconds)
+    model = root / name / "1" / "model"
+    yield from alone(model, columns, seconds)
+    alike = records_of(config, values, 4096, 2, alike=True)
+    yield from one_by_one(model, root / "checkpoints" / name, alike)
     with replica(uri, name) as (port, process):
+        yield in_memory(port, process, alike, "no bound", seconds)
         yield from over_http(port, process, columns, seconds)
         record = request_of({"inputs": {field: values[:1] for field, values in columns.items()}})
         yield asyncio.run(swapped(port, [record], client, name))
+    megabytes = serving.Scorer(str(model)).rows.size / 1e6
+    bound = max(1, round(megabytes / 4))
+    with replica(uri, name, "--memory", str(bound)) as (port, process):
+        yield in_memory(port, process, alike, f"--memory {bound} of {megabytes:,.0f} MB", seconds)
 
 
 def main() -> None:

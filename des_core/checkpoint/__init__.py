@@ -1,1 +1,1 @@
-"""Weights and training state on storage: one form for resuming, warm starts, export and serving."""
+"""Weights and training state on storage: one form for resuming, warm starts and serving."""

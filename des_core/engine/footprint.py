@@ -292,22 +292,21 @@ def _floor(config: Config, dataset: Dataset, model: Model) -> float:
     return PROCESS_BYTES + _dense(config, model, size) + totals + narrowest * _read_ahead(config, dataset)
 
 
-def step_bytes(config: Config, dataset: Dataset, needed: Need) -> dict[str, int]:
+def step_bytes(config: Config, dataset: Dataset) -> dict[str, int]:
     """Bytes of the steps that are one process, of which some depend on the data: rough, to about a third.
 
     ``ingest`` sorts parts in a buffer of bounded size, and so do ``score`` and ``evaluate`` where the champion's fields
-    were defined differently; ``register`` brings all weights into one order.
+    were defined differently; ``register`` reads manifests.
     """
     columns = sum(_column_bytes(dataset, field) for field in (*dataset.row_fields, *dataset.dense_fields))
     rows = {split: dataset.rows(split) for split in dataset.splits}
-    weights = float(needed.owned.sum()) * (number_bytes(config) * (1 + config.model.factors) + 8)
     sorting = round(LIGHT_BYTES + 1.5 * min(float(RUN_BYTES), sum(rows.values()) * (columns + BESIDE_BYTES)))
     return {
         "ingest": sorting,
         "score": sorting,
         "evaluate": sorting,
         "gate": LIGHT_BYTES,
-        "register": round(PROCESS_BYTES + 4 * weights),
+        "register": PROCESS_BYTES,
     }
 
 

@@ -17,19 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import uvicorn
 
+from benchmarks import handmade
 from des_core import storage
-from des_core.data.read.hashing import splitmix64
+from des_core.data.feed.batches import ids_of
+from des_core.data.read.hashing import hash_values, splitmix64
+from des_core.engine.models import build
 from des_core.engine.weights import index
 from des_core.errors import CheckpointError, DataError, StorageError
 from des_core.release.registry import registration
 from des_core.release.serve import cache, payload, server, serving
 from des_core.release.serve.limits import Limits, limits_of
-from tests.finished import finished_run
+from tests.finished import dataset_of, finished_run
 from tests.release.test_registry import ACCEPT
-from tests.release.test_server import RECORDS, Client, described, model_of, record
+from tests.release.test_server import KNOWN, RECORDS, Client, described, model_of, record
 
 ROOT = Path(__file__).parent.parent.parent
 LIMITS = Limits(body=1 << 16, bodies=1 << 17, requests=3, connections=8, header_s=0.5, body_s=0.7)
@@ -363,6 +367,32 @@ def test_weights_in_a_bucket_are_fetched_once_and_a_fault_is_mended_or_named(
     with pytest.raises(CheckpointError, match=r"s3://.*weights-00000-000\.arrow: the weights of table \w+, prefixes"):
         scores()
     assert not list(copies.rglob("*.arrow"))
+
+
+def test_a_new_version_fetches_and_verifies_its_delta_alone(copies: Path, tmp_path: Path, bucket: str) -> None:
+    run = finished_run(tmp_path)
+    fields = dataset_of(run.config).fields
+    model = build(run.config.model, len(fields), 0, 1)
+    ids = {name: ids_of(hash_values(pa.array(texts)), name) for name, texts in KNOWN.items()}
+    rows = {name: np.full((len(found), model.row_width), 0.1, np.float32) for name, found in ids.items()}
+    whole = handmade.checkpoint(f"{bucket}/two", "by-hand", 1, fields, ids, rows, model)
+    changed, gone = {"user": ids["user"][:1]}, {"tags": ids["tags"][1:]}
+    delta = handmade.checkpoint(
+        f"{bucket}/two", "by-hand", 2, fields, changed, {"user": 3 * rows["user"][:1]}, model, whole, gone
+    )
+    for name, reference in (("1", whole), ("2", delta)):
+        handmade.describe(str(tmp_path / name), run.key, run.config, fields, reference)
+    first = serving.Scorer(str(tmp_path / "1"))
+    storage.delete(f"{whole.uri.rpartition('/')[0]}/weights-00000-000.arrow")
+    second = serving.Scorer(str(tmp_path / "2"))
+    assert second.score(RECORDS).tolist() != first.score(RECORDS).tolist()
+    assert second.verified_bytes == second.rows.size
+    shutil.rmtree(copies)
+    beside = serving.Scorer(str(tmp_path / "2"), beside=first)
+    assert 0 < beside.verified_bytes == second.rows.size - first.rows.size
+    assert beside.score(RECORDS).tolist() == second.score(RECORDS).tolist()
+    with pytest.raises(CheckpointError, match=r"step-0000000001/weights-00000-000\.arrow is missing"):
+        serving.Scorer(str(tmp_path / "2"))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from des_core.contracts import Reference
 from des_core.errors import CheckpointError
 from des_core.release.serve import weight_files
 from des_core.release.serve.rows import Rows
-from tests.checkpoint.test_layers import SHAPE, TABLES, K, Known, Z, history, write_layer
+from tests.checkpoint.histories import TABLES, K, Known, Z, history, manifest_of, write_layer
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -55,9 +55,7 @@ def whole(root: Path, many: int, workers: int) -> tuple[Reference, Manifest, Kno
     ids = np.unique(np.random.default_rng(0).integers(-(1 << 63), 1 << 63, many))
     known: Known = {(0, one): ("row", [float(place % 9973)] * (K + Z)) for place, one in enumerate(ids.tolist())}
     layer = write_layer(str(root), "step-0000000001", 1, known, set(), workers)
-    manifest = Manifest(
-        run_key="", trajectory="", shape=SHAPE, workers=workers, trainer={"step": 1}, layers=(layer,), files={}
-    )
+    manifest = manifest_of((layer,), 1)
     return manifest.write(manifests.manifest_uri(str(root / "run"), 1)), manifest, known
 
 
@@ -83,9 +81,7 @@ def test_ids_that_do_not_lie_evenly_are_found_too(tmp_path: Path) -> None:
     low = np.concatenate([np.arange(5000), (1 << 47) + np.arange(0, 50_000, 7), [(1 << 48) - 1]])
     known: Known = {(0, one): ("row", [float(place)] * (K + Z)) for place, one in enumerate(low.tolist())}
     layer = write_layer(str(tmp_path), "step-0000000001", 1, known, set(), 1)
-    manifest = Manifest(
-        run_key="", trajectory="", shape=SHAPE, workers=1, trainer={"step": 1}, layers=(layer,), files={}
-    )
+    manifest = manifest_of((layer,), 1)
     reference = manifest.write(manifests.manifest_uri(str(tmp_path / "run"), 1))
     asked = [(0, one + by) for one in low.tolist() for by in (0, 1, 2)]
     check(rows_of(reference, manifest), asked, known)
@@ -179,9 +175,7 @@ def large(root: Path, many: int) -> tuple[Reference, Manifest, Path, int]:
     layer = Layer(
         run="run", name="step-0000000001", step=1, rows=part.rows, size=part.size, directories=(part.directory,)
     )
-    manifest = Manifest(
-        run_key="", trajectory="", shape=SHAPE, workers=1, trainer={"step": 1}, layers=(layer,), files={}
-    )
+    manifest = manifest_of((layer,), 1)
     np.save(root / "ids.npy", ids)
     reference = manifest.write(manifests.manifest_uri(str(root / "run"), 1))
     return reference, manifest, root / "ids.npy", int(rows[:, 0].astype(np.float64).sum())

@@ -37,14 +37,14 @@ from tests.release.test_registry import ACCEPT
 ROOT = Path(__file__).parent.parent.parent
 CHAMPION = "models:/shop@champion"
 RECORDS = pa.table({"user": ["ann", "zed"], "tags": ["a|b", ""], "price": ["3", "7.5"]})
+KNOWN = {"user": ["ann", "bob"], "tags": ["a", "b"]}
 SECRET = "s3cr3t-value"
 
 
 def model_of(folder: str, run: Run, seed: int) -> str:
     """A model with rows for ann, bob and the tags a and b, written by hand."""
     random = np.random.default_rng(seed)
-    known = {"user": ["ann", "bob"], "tags": ["a", "b"]}
-    ids = {name: ids_of(hash_values(pa.array(texts)), name) for name, texts in known.items()}
+    ids = {name: ids_of(hash_values(pa.array(texts)), name) for name, texts in KNOWN.items()}
     fields = dataset_of(run.config).fields
     model = build(run.config.model, len(fields), 0, seed)
     rows = {name: random.normal(0, 0.5, (len(ids[name]), model.row_width)).astype(np.float32) for name in ids}

@@ -319,7 +319,7 @@ def memory_summary(config: Config, dataset: Dataset, placement: Placement, model
         {"worker": worker, **{name: round(float(held_N[worker])) for name, held_N in each.items()}}
         for worker in range(len(needed.owned))
     ]
-    return {"workers": workers, "most": round(needed.most), "steps": step_bytes(config, dataset, needed)}
+    return {"workers": workers, "most": round(needed.most), "steps": step_bytes(config, dataset)}
 
 
 def _alone(base: Plan, name: str, kind: str, batch: int) -> float:

@@ -80,12 +80,17 @@ class Rows:
         ]
         self._starts_LT, blocks = _ordered([level for level in levels if level], tables)
         self._index = _index(blocks)
-        self._bound = _Bound([file for part in parts for file in part.files], memory) if memory else None
+        self._bound = _Bound(self.files, memory) if memory else None
+
+    @property
+    def files(self) -> list[pa.Buffer]:
+        """The mapped files."""
+        return [file for part in self._parts for file in part.files]
 
     @property
     def size(self) -> int:
         """Bytes of the mapped files."""
-        return sum(file.size for part in self._parts for file in part.files)
+        return sum(file.size for file in self.files)
 
     def find(self, ids_U: Array, tables_U: Array) -> Found:
         """Where the rows of ids of tables, by their numbers, lie."""
