@@ -94,7 +94,7 @@ def export(folder: Path, config: Config, values: int, seed: int) -> None:
     ids = np.unique(
         np.concatenate([ids_of(numbers if field.kind == "numeric" else keys, field.table) for field in fields])
     )
-    model = build(config.model, len(fields), 0, seed)
+    model = build(config.model, [field.name for field in fields], 0, seed)
     rows = random.normal(0, 0.05, (len(ids), model.row_width)).astype(np.float32)
     serving.write(str(folder), "0" * 64, config, "click", fields, ids, rows, model)
 

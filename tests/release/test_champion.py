@@ -92,7 +92,7 @@ def export(folder: Path, run: Run, fields: tuple[FieldSpec, ...] | None = None, 
         if field.name in known:
             keys[field.table] += [ids_of(field_values(part, field)[0], field.table) for part in parts]
     ids = {table: np.unique(np.concatenate(found)) for table, found in keys.items() if found}
-    model = build(run.config.model, len(fields), 0, seed)
+    model = build(run.config.model, [field.name for field in fields], 0, seed)
     random = np.random.default_rng(seed)
     rows = {table: random.normal(0, 0.3, (len(ids[table]), model.row_width)).astype(np.float32) for table in ids}
     checkpoint = handmade.checkpoint(str(folder), "by-hand", 1, fields, ids, rows, model)

@@ -74,7 +74,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     }
     random = np.random.default_rng(1)
     ids = {name: ids_of(hash_values(pa.array(texts)), name) for name, texts in VALUES.items()}
-    network = build(config.model, len(fields), 0, 1)
+    network = build(config.model, [field.name for field in fields], 0, 1)
     place = str(folder / "model")
     rows = {name: random.normal(0, 0.5, (len(ids[name]), network.row_width)).astype(np.float32) for name in ids}
     handmade.describe(
