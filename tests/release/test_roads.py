@@ -45,6 +45,7 @@ RECORDS = [dict(zip(COLUMNS, values, strict=True)) for values in zip(*COLUMNS.va
 def config_of(folder: Path) -> Config:
     fields = [{"name": name} for name in ("user", "code", "flag")]
     fields += [{"name": "ids", "kind": "multi"}, {"name": "price", "kind": "numeric"}]
+    fields += [{"name": "user_code", "cross": ["user", "code"]}]
     return parse_config(
         {
             "run": {"name": "roads", "dir": str(folder)},

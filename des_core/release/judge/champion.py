@@ -36,7 +36,7 @@ from des_core.verdict import Champion, NewRows
 if TYPE_CHECKING:
     from des_core.release.serve.serving import Scorer
 
-STORED = ("name", "column", "kind", "separator", "weight", "derive", "form")
+STORED = ("name", "column", "kind", "separator", "weight", "derive", "form", "cross")
 """What decides a field's columns in the feature store: statistics and pooling are applied when they are read."""
 
 BATCH = 8192
