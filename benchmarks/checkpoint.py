@@ -97,7 +97,7 @@ def main() -> None:
     wanted = parser.parse_args()
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "RANK": "0", "WORLD_SIZE": "1"}
     peers = Collectives(torch.device("cpu"))
-    model = build(ModelConfig(name="fm", factors=wanted.factors), 1, 0, 0)
+    model = build(ModelConfig(name="fm", factors=wanted.factors), ["value"], 0, 0)
     dense = DenseRule(OptimizerConfig(), model.parameters())
     table = filled(wanted.rows, model.row_width, wanted.rule)
     shape = Shape(model={}, optimizer={}, fields=("f",), tables=("f",), precision="fp32")

@@ -105,7 +105,7 @@ def checkpoints(root: Path, config: Config, values: int) -> tuple[Reference, Ref
     keys = hash_values(pa.array(values_of(values)))
     numbers = np.array([NUMBER])
     ids = {field.table: ids_of(numbers if field.kind == "numeric" else keys, field.table) for field in fields}
-    model = build(config.model, len(fields), 0, 1)
+    model = build(config.model, [field.name for field in fields], 0, 1)
 
     def rows_of(ids: dict[str, Any]) -> dict[str, Any]:
         shapes = {table: (len(found), model.row_width) for table, found in ids.items()}

@@ -334,6 +334,8 @@ def example_rows(run: Run) -> pa.Table:
     chunks = sources.read(source, parts[last], fields, labelled=False)
     records = next(chunk.records for chunk in chunks if chunk.records.num_rows).slice(0, EXAMPLE_ROWS)
     for spec in fields:
+        if not spec.column:
+            continue
         column = records.column(spec.column)
         if spec.form == "text" and pa.types.is_integer(column.type):
             place = records.column_names.index(spec.column)

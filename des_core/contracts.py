@@ -139,6 +139,8 @@ class FieldSpec(Record):
     edges: tuple[float, ...] = ()
     form: Form = ""
     """Of a categorical or multi field."""
+    cross: tuple[str, ...] = ()
+    """Fields whose combination this one is; it has no column of its own then."""
     input: Literal["rows", "dense"] = "rows"
 
 

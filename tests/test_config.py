@@ -94,6 +94,33 @@ def test_a_wrong_value_is_told_with_what_it_must_be(base: Path, override: str, m
     [
         (["model.name=deepfmm"], "model.name: unknown model 'deepfmm'; did you mean deepfm?"),
         (
+            ["fields=[{name='user'}, {name='film'}, {name='both', cross=['user', 'fil']}]"],
+            "fields.both.cross: there is no field 'fil'; did you mean film?",
+        ),
+        (
+            [
+                "fields=[{name='user'}, {name='film'}, {name='both', cross=['user', 'film']}, "
+                "{name='all', cross=['both', 'user']}]"
+            ],
+            "fields.all.cross: both is a cross itself; name its parts, 'user', 'film'",
+        ),
+        (
+            ["fields=[{name='user'}, {name='film', kind='numeric'}, {name='both', cross=['user', 'film']}]"],
+            "fields.both.cross: film is a number; name fields with one value (kind = 'categorical')",
+        ),
+        (
+            ["fields=[{name='user'}, {name='film', kind='multi'}, {name='both', cross=['user', 'film']}]"],
+            "fields.both.cross: film is a list; name fields with one value (kind = 'categorical')",
+        ),
+        (
+            ["fields=[{name='user'}, {name='film'}, {name='both', cross=['user', 'user']}]"],
+            "fields.2: cross must name at least two fields, each once",
+        ),
+        (
+            ["fields=[{name='user'}, {name='film'}, {name='both', cross=['user', 'film'], column='x'}]"],
+            "fields.2: cross makes the value from other fields; remove column, which is for a column",
+        ),
+        (
             ["train.lr_schedule=step"],
             "train: lr_schedule = 'step' needs lr_decay_steps, after so many of which rates are multiplied",
         ),

@@ -37,7 +37,8 @@ def check(run: Run) -> None:
     from des_core.engine import footprint
     from des_core.engine.models import build
 
-    model = build(config.model, len(dataset.row_fields), len(dataset.dense_fields), config.run.seed)
+    names = [field.name for field in dataset.row_fields]
+    model = build(config.model, names, len(dataset.dense_fields), config.run.seed)
     known_rows = footprint.champion_rows(run)
     footprint.fit(config, dataset, config.train.workers, model, limit_of(config), known_rows)
 

@@ -40,6 +40,11 @@ class FieldConfig(Section):
     form: Literal["", "text", "whole", "number", "boolean"] = Field(
         "", description="Type that the values are brought to; empty: decided by the first values that are ingested."
     )
+    cross: tuple[str, ...] = Field(
+        (),
+        description="Names of other categorical fields, such as ['user', 'category']: this field's value is the "
+        "combination of theirs. A missing part counts as a value; where all are missing, so is the combination.",
+    )
     table: str = Field(
         "", description="Fields that name the same table share its rows; empty: a table of the field's own."
     )
@@ -57,6 +62,8 @@ class FieldConfig(Section):
             raise ValueError("transform needs kind = 'numeric'")
         if self.input == "dense" and (self.kind != "numeric" or self.transform == "bucket" or self.table):
             raise ValueError("input = 'dense' needs kind = 'numeric', no buckets and no table")
+        if self.cross:
+            self._check_cross()
         if self.form and self.kind == "numeric":
             raise ValueError("form is for values that own rows; a numeric field's are numbers already")
         if self.weight and self.kind == "numeric":
@@ -69,3 +76,12 @@ class FieldConfig(Section):
             except re.error as error:
                 raise ValueError(f"bad pattern in derive: {error}") from None
         return self
+
+    def _check_cross(self) -> None:
+        set_too = [key for key in ("column", "weight", "derive", "form") if getattr(self, key)]
+        if set_too:
+            raise ValueError(f"cross makes the value from other fields; remove {set_too[0]}, which is for a column")
+        if self.kind != "categorical":
+            raise ValueError("cross needs kind = 'categorical': a combination is one value")
+        if len(set(self.cross)) < max(2, len(self.cross)):
+            raise ValueError("cross must name at least two fields, each once")

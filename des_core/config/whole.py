@@ -59,6 +59,7 @@ class Config(Section):
             raise ValueError(f"fields: {twice[0]} is declared twice; give each field its own name")
         if self.fields and all(field.input == "dense" for field in self.fields):
             raise ValueError("fields: all are dense inputs; at least one must own rows (input = 'rows')")
+        self._check_crosses()
         if not self.fields and self.source.format in ("csv", "parquet"):
             raise ValueError(f"fields: none declared; add [[fields]] tables (format {self.source.format} has no own)")
         if self.split.by == "time" and not self.source.time and self.source.format != "synthetic":
@@ -84,6 +85,24 @@ class Config(Section):
                 f"cluster.nodes * cluster.nproc_per_node = {places} must be train.workers = {self.train.workers}"
             )
         return self
+
+    def _check_crosses(self) -> None:
+        """Raise ``ValueError`` unless the parts of crosses are categorical fields."""
+        fields = {field.name: field for field in self.fields}
+        for field in self.fields:
+            for name in field.cross:
+                if name not in fields:
+                    close = difflib.get_close_matches(name, fields, n=1)
+                    hint = f"did you mean {close[0]}?" if close else f"fields: {', '.join(fields)}"
+                    raise ValueError(f"fields.{field.name}.cross: there is no field {name!r}; {hint}")
+                part = fields[name]
+                if part.cross:
+                    parts = ", ".join(repr(inner) for inner in part.cross)
+                    raise ValueError(f"fields.{field.name}.cross: {name} is a cross itself; name its parts, {parts}")
+                if part.kind != "categorical":
+                    what = "a number" if part.kind == "numeric" else "a list"
+                    fix = "name fields with one value (kind = 'categorical')"
+                    raise ValueError(f"fields.{field.name}.cross: {name} is {what}; {fix}")
 
     def check_slices(self, kinds: Mapping[str, str]) -> None:
         """Raise ``ValueError`` unless gate.slices are fields with values; ``kinds`` are all fields and their kinds."""
@@ -179,6 +198,9 @@ class Config(Section):
             # A key that nobody set does not make a new feature store of an old one.
             if content["source"][key] == default:
                 content["source"].pop(key)
+        for field in content["fields"]:
+            if not field["cross"]:
+                field.pop("cross")
         content["allowed_lateness"] = self.recurring.allowed_lateness
         content["seed"] = self.run.seed
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -120,13 +120,16 @@ class Tower(nn.Module):
 
     Args:
         inputs: numbers that come in, where the first layer too runs at home; 0: its sum comes in.
+        dropouts: layers of other towers of the model whose dropout draws by these numbers already.
     """
 
-    def __init__(self, hidden: tuple[int, ...], dropout: float, batch_norm: bool, inputs: int = 0) -> None:
+    def __init__(
+        self, hidden: tuple[int, ...], dropout: float, batch_norm: bool, inputs: int = 0, dropouts: int = 0
+    ) -> None:
         super().__init__()
         self.first = nn.Linear(inputs, hidden[0], bias=not batch_norm) if inputs else nn.Identity()
         self.norms = nn.ModuleList(GlobalBatchNorm(units) if batch_norm else nn.Identity() for units in hidden)
-        self.dropouts = nn.ModuleList(LaneDropout(layer, dropout) for layer in range(len(hidden)))
+        self.dropouts = nn.ModuleList(LaneDropout(dropouts + layer, dropout) for layer in range(len(hidden)))
         self.layers = nn.ModuleList(
             nn.Linear(below, above, bias=not batch_norm) for below, above in zip(hidden, hidden[1:], strict=False)
         )
@@ -134,6 +137,11 @@ class Tower(nn.Module):
         self._batch_norm = batch_norm
 
     def forward(self, x_Bh: Tensor, home: Home) -> Tensor:
+        out_B: Tensor = self.output(self.last_hidden(x_Bh, home))[:, 0]
+        return out_B
+
+    def last_hidden(self, x_Bh: Tensor, home: Home) -> Tensor:
+        """What the output unit reads, ``[B, h]`` of the last layer."""
         x_Bh = self.first(x_Bh)
         for number, dropout in enumerate(self.dropouts):
             if number:
@@ -141,5 +149,4 @@ class Tower(nn.Module):
             if self._batch_norm:
                 x_Bh = self.norms[number](x_Bh, home)
             x_Bh = dropout(torch.relu(x_Bh), home)
-        out_B: Tensor = self.output(x_Bh)[:, 0]
-        return out_B
+        return x_Bh

@@ -189,7 +189,9 @@ def _start(config: Config, parent: registry.Parent | None) -> tuple[str, tuple[F
     inputs = storage.read_json(storage.join(config.storage.root, "runs", key, "inputs.json"))
     theirs = Dataset.load(under_root(config, inputs["dataset"])).fields
     ours = {field.name: field for field in features.specs_of(features.fields_of(config))}
-    same = tuple(field for field in theirs if field.name in ours and _meaning(field) == _meaning(ours[field.name]))
+    alike = {field.name for field in theirs if field.name in ours and _meaning(field) == _meaning(ours[field.name])}
+    # A cross means what its parts mean.
+    same = tuple(field for field in theirs if field.name in alike and alike.issuperset(field.cross))
     return (parent.checkpoint, same) if same else ("", ())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -23,9 +24,9 @@ def spec(name: str = "f", **options: Any) -> FieldSpec:
     return specs_of([FieldConfig(name=name, **options)])[0]
 
 
-def features(field: FieldSpec, timezone: str = "UTC", **columns: Any) -> dict[str, list[Any]]:
+def features(*fields: FieldSpec, timezone: str = "UTC", **columns: Any) -> dict[str, list[Any]]:
     arrays = {name: values if isinstance(values, pa.Array) else pa.array(values) for name, values in columns.items()}
-    found: dict[str, list[Any]] = encode(pa.table(arrays), [field], timezone, NO_VALUE).to_pydict()
+    found: dict[str, list[Any]] = encode(pa.table(arrays), fields, timezone, NO_VALUE).to_pydict()
     return found
 
 
@@ -65,6 +66,26 @@ def test_weights_of_lists() -> None:
     assert found.faults == {0: "column w: 1 weights for 2 values of f", 1: "column w: 'x' is not a number"}
 
 
+def test_a_cross_is_the_hash_of_its_parts_keys() -> None:
+    """As of a text of their bytes, in order; declared before them or after, of typed values or texts."""
+    parts = [FieldConfig(name="user"), FieldConfig(name="shop", column="s")]
+    cross, back = (FieldConfig(name=name, cross=of) for name, of in (("c", ("user", "shop")), ("b", ("shop", "user"))))
+    columns = {"user": [7, 7, None, None], "s": ["x", None, "x", None]}
+
+    def key(*parts: str | None) -> int:
+        texts = [np.array(keys(part), "<i8").tobytes() for part in parts]
+        return hash_text(pa.array([b"".join(texts)])).tolist()[0]
+
+    expected = [key("7", "x"), key("7", None), key(None, "x"), MISSING]
+    for fields in ([cross, *parts, back], [*parts, back, cross]):
+        found = features(*specs_of(fields), **columns)
+        assert found["c"] == expected
+        assert found["b"] == [key("x", "7"), key(None, "7"), key("x", None), MISSING]
+    assert len({*expected, *found["b"]}) == 7
+    encoded = encode_checked(pa.table(columns), specs_of([*parts, cross]), "UTC", NO_VALUE)
+    assert encoded.values["c"][1].to_pylist()[:2] == ["7 x x", "7 x (missing)"]
+
+
 def test_numbers_stay_raw() -> None:
     for transform in ("", "log1p", "standard", "bucket"):
         field = spec(kind="numeric", transform=transform)
@@ -85,7 +106,9 @@ def test_numbers_stay_raw() -> None:
 def test_parts_of_a_time(times: pa.Array) -> None:
     for timezone, expected in (("UTC", ("23", "6", "2026")), ("Europe/Berlin", ("0", "0", "2026"))):
         for derive, text in zip(("hour", "weekday", "year"), expected, strict=True):
-            assert features(spec(column="t", derive=derive), timezone, t=times) == {"f": keys(text, None, None)}
+            assert features(spec(column="t", derive=derive), timezone=timezone, t=times) == {
+                "f": keys(text, None, None)
+            }
     assert features(spec(column="t", derive="hour", kind="numeric"), t=times) == {"f": [23, None, None]}
 
 

@@ -31,13 +31,16 @@ from des_core.engine.judging.quantiles import histogram
 from des_core.engine.models import Model
 from des_core.engine.operators import Operator, Shard
 from des_core.engine.operators.attention import FieldAttention
+from des_core.engine.operators.bilinear import BilinearProducts
 from des_core.engine.operators.cross import CrossNetwork
 from des_core.engine.operators.cross_v2 import CrossNetworkV2
 from des_core.engine.operators.fc import FullyConnected
 from des_core.engine.operators.fm import FactorizationMachine
 from des_core.engine.operators.fwfm import FieldWeightedMachine
+from des_core.engine.operators.gated_streams import GatedStreams
 from des_core.engine.operators.inner_product import InnerProducts
 from des_core.engine.operators.lr import Linear
+from des_core.engine.operators.mask_blocks import MaskBlocks
 from des_core.engine.progressive import score
 from des_core.engine.trainer import Trainer
 from des_core.engine.weights import saving
@@ -237,6 +240,15 @@ def build_operator(name: str, fields: int) -> Operator:
         "cross stacked": lambda: CrossNetwork(*sizes, 4, 3),
         "cross v2": lambda: CrossNetworkV2(*sizes, 3, 2, 4, bias=True, line="cross v2"),
         "cross v2 full": lambda: CrossNetworkV2(*sizes, 3, 0, 4, bias=True, line="cross v2 full"),
+        "gated cross": lambda: CrossNetworkV2(*sizes, 3, 2, 4, bias=True, line="gated cross", gated=True),
+        "gated cross full": lambda: CrossNetworkV2(*sizes, 3, 0, 4, bias=True, line="gated cross full", gated=True),
+        "streams": lambda: GatedStreams(*sizes, (3, 2), ((), ()), 4, bias=True, line="streams"),
+        "streams by fields": lambda: GatedStreams(
+            *sizes, (3, 2), ((1,), (6, 2)), 4, bias=True, line="streams by fields"
+        ),
+        "masks": lambda: MaskBlocks(*sizes, 2, 4, 0.5, stacked=False),
+        "masks stacked": lambda: MaskBlocks(*sizes, 2, 4, 0.5, stacked=True),
+        "bilinear": lambda: BilinearProducts(*sizes, 3),
         "fwfm": lambda: FieldWeightedMachine(fields),
         "products": lambda: InnerProducts(*sizes, (4,)),
         "attention": lambda: FieldAttention(*sizes, 2, 2, 3),

@@ -26,7 +26,9 @@ class DenseModel(nn.Module):
 
     def __init__(self, config: Config, dataset: Dataset, batches: Iterable[pa.Table]) -> None:
         super().__init__()
-        self.model: Model = build(config.model, len(dataset.row_fields), len(dataset.dense_fields), config.run.seed)
+        self.model: Model = build(
+            config.model, [f.name for f in dataset.row_fields], len(dataset.dense_fields), config.run.seed
+        )
         self.model.double()
         self._dataset, self._all = dataset, everything(dataset.row_fields)
         self._ids = np.unique(np.concatenate([self._all.lookups(batch).ids for batch in batches]))

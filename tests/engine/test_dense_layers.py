@@ -58,7 +58,7 @@ def test_gradients_are_finite_differences(name: str, batch_norm: bool) -> None:
     torch.manual_seed(2)
     fields, factors, samples, inputs = 4, 3, 6, 2
     config = ModelConfig(name=name, factors=factors, hidden=(5, 4), batch_norm=batch_norm, cross_rank=2)
-    model = build(config, fields, inputs, seed=1).double()
+    model = build(config, [f"f{number}" for number in range(fields)], inputs, seed=1).double()
     rows = torch.randn(9, model.row_width, dtype=torch.float64)
     inverse = torch.randint(0, 9, (samples * fields + 5,))
     sample = torch.cat([torch.arange(samples).repeat(fields), torch.randint(0, samples, (5,))])

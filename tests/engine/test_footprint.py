@@ -35,7 +35,7 @@ def config_of(**tables: dict[str, object]) -> Config:
 
 
 def model_of(config: Config, data: Dataset) -> Model:
-    return build(config.model, len(data.row_fields), 0, 0)
+    return build(config.model, [field.name for field in data.row_fields], 0, 0)
 
 
 def needed(config: Config, data: Dataset, workers: int, known: float = 0.0) -> footprint.Need:

@@ -30,9 +30,21 @@ MODELS = {
     "dcn_v2 full": {"cross_rank": 0},
     "dlrm": {"bottom": [5]},
     "autoint": {"attention_width": 3},
+    "finalmlp": {
+        "gate_fields": [["user"], ["item", "age"]],
+        "gate_width": 3,
+        "hidden2": [4],
+        "hidden": [6, 4],
+        "heads": 2,
+    },
+    "gdcn": {"cross_rank": 3},
+    "masknet": {"mask_blocks": 2, "mask_width": 5},
+    "masknet stacked": {"mask_blocks": 2, "mask_width": 9, "structure": "stacked"},
+    "fibinet": {},
 }
-SUMS = [name for name in MODELS if name.split()[0] not in ("fwfm", "dlrm", "autoint") and name != "dcn_v2 full"]
-ALONE = {"lr": ["sum"], "fwfm": ["gather"], "dcn_v2 full": ["gather"], "dlrm": ["gather"], "autoint": ["gather"]}
+GATHERS = ("fwfm", "dlrm", "autoint", "masknet", "fibinet")
+SUMS = [name for name in MODELS if name.split()[0] not in GATHERS and name != "dcn_v2 full"]
+ALONE = {"lr": ["sum"], "dcn_v2 full": ["gather"]} | {n: ["gather"] for n in MODELS if n.split()[0] in GATHERS}
 """Where ``train.exchange`` has nothing else to choose from."""
 ADAM = {"rows": {"name": "adam", "learning_rate": 0.01}, "dense": {"name": "adam", "learning_rate": 0.01}}
 

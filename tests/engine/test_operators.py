@@ -8,14 +8,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from des_core.engine.operators import attention, cross, cross_v2, fc, fm, fwfm, inner_product, lr
+from des_core.engine.operators import (
+    attention,
+    bilinear,
+    cross,
+    cross_v2,
+    fc,
+    fm,
+    fwfm,
+    gated_streams,
+    inner_product,
+    lr,
+    mask_blocks,
+)
 from tests.engine.cases import FACTORS, build_operator, operator_data
 from tests.engine.group import Group
 
 OWNERS = [0, 1, 2, 3, 4, 5, 6, 0]
 ALL_AT_FIRST = [0, 0, 0, 0, 0, 0, 0, 0]
-SUMS = ["lr", "fm", "fc", "cross", "cross stacked", "cross v2"]
-NAMES = [*SUMS, "cross v2 full", "fwfm", "products", "attention"]
+SUMS = ["lr", "fm", "fc", "cross", "cross stacked", "cross v2", "gated cross", "streams", "streams by fields"]
+ALONE = ["cross v2 full", "gated cross full", "fwfm", "products", "attention", "masks", "masks stacked", "bilinear"]
+NAMES = [*SUMS, *ALONE]
 KINDS = {
     "sum": SUMS,
     "gather": [name for name in NAMES if name != "lr"],
@@ -41,6 +54,42 @@ def published(name: str, x_BF: Tensor, rows_FK: Tensor, inputs_BM: Tensor, weigh
         return fwfm.reference(x_BF, w_F, v_Fk, weights["strength_FF"])
     if name == "fc":
         return fc.reference(x0_BD, whole("first")) + weights["bias_h"]
+    if name.startswith("gated cross"):
+        layers = range(3)
+        shifts = torch.stack([whole(f"shifts.{layer}")[:, 0] for layer in layers])
+        if name == "gated cross full":
+            both = torch.stack([weights[f"full.{layer}.weight"] for layer in layers]).chunk(2, 1)
+        else:
+            halves = [(whole(f"up.{n}").split(2, 1), whole(f"down.{n}").split(2, 1)) for n in layers]
+            both = tuple(torch.stack([up[half] @ down[half].T for up, down in halves]) for half in (0, 1))
+        return cross_v2.gated_reference(x0_BD, *both, shifts, whole("top")) + weights["bias_h"]
+    if name.startswith("streams"):
+        gates = [whole(f"shift.{stream}")[:, 0] for stream in (0, 1)]
+        for stream, context in enumerate(((1,), (6, 2)) if name == "streams by fields" else ()):
+            down_Ck = weights[f"context.{stream}.down.weight_FkP"]
+            z_Bq = sum((vectors_BFk[:, field] @ down_Ck[n] for n, field in enumerate(context)), start=torch.tensor(0.0))
+            hidden_Bq = torch.relu(z_Bq + weights[f"context.{stream}.bias_q"])
+            gates[stream] = gates[stream] + hidden_Bq @ whole(f"context.{stream}.up").T
+        return gated_streams.reference(x0_BD, gates, [whole("first.0"), whole("first.1")]) + weights["bias_P"]
+    if name.startswith("masks"):
+        normed = [
+            mask_blocks.reference(vectors_BFk[:, f]) * weights["gain_Fk"][f] + weights["shift_Fk"][f]
+            for f in range(vectors_BFk.shape[1])
+        ]
+        e_BD, outputs = torch.cat([*normed, inputs_BM], 1), []
+        for n in (0, 1):
+            w = {key: weights[f"blocks.{n}.{key}"] for key in ("aggregate.weight", "aggregate.bias", "project.weight")}
+            mask = torch.relu(x0_BD @ w["aggregate.weight"].T + w["aggregate.bias"]) @ w["project.weight"].T
+            mask = mask + weights[f"blocks.{n}.project.bias"]
+            out = mask_blocks.reference((mask * e_BD) @ weights[f"blocks.{n}.output.weight"].T)
+            outputs.append(torch.relu(out * weights[f"blocks.{n}.norm.weight"] + weights[f"blocks.{n}.norm.bias"]))
+            e_BD = outputs[-1] if name == "masks stacked" else e_BD
+        return outputs[-1] if name == "masks stacked" else torch.cat(outputs, 1)
+    if name == "bilinear":
+        e_BVk = torch.cat([vectors_BFk, inputs_BM[:, :, None] * weights["inputs_Mk"]], 1)
+        z_BV = torch.relu(torch.relu(e_BVk.mean(2) @ weights["squeeze.weight"].T) @ weights["excite.weight"].T)
+        both = [bilinear.reference(e, weights["weight_Vkk"]) for e in (e_BVk, z_BV[:, :, None] * e_BVk)]
+        return torch.cat([lr.reference(x_BF, w_F)[:, None], *both], 1)
     if name.startswith("cross v2"):
         layers = range(3)
         shifts = torch.stack([whole(f"shifts.{layer}")[:, 0] for layer in layers])

@@ -15,6 +15,12 @@ from des_core.engine.models import Model, build
 from des_core.errors import ConfigError
 from tests.engine import tiny
 
+NAMES = ("lr", "fm", "fwfm", "wide_deep", "deepfm", "dcn", "dcn_v2", "dlrm", "gdcn", "finalmlp", "masknet", "fibinet")
+
+
+def names(fields: int) -> list[str]:
+    return [f"f{number}" for number in range(fields)]
+
 
 def base(model: Model, owned: list[list[int]], traffic: Traffic) -> Plan:
     fields = 1 + max(field for pieces in owned for field in pieces)
@@ -52,11 +58,13 @@ def test_with_latency_zero_no_combination_needs_fewer_bytes() -> None:
     rng = np.random.default_rng(0)
     seen = set()
     for number in range(120):
-        name = ("lr", "fm", "fwfm", "wide_deep", "deepfm", "dcn", "dcn_v2", "dlrm")[number % 8]
+        name = NAMES[number % len(NAMES)]
         fields, units = int(rng.integers(2, 40)), int(rng.integers(4, 300))
         workers, batch = int(rng.choice([2, 3, 4, 8])), int(rng.integers(50, 5000))
-        config = ModelConfig(name=name, factors=16, hidden=(units,), cross_rank=int(rng.integers(1, 20)))
-        model = build(config, fields, 2, 0)
+        gates = (("f0",), ("f1",)) if number % 2 else ()
+        ranks = int(rng.integers(1, 20))
+        config = ModelConfig(name=name, factors=16, hidden=(units,), cross_rank=ranks, gate_fields=gates)
+        model = build(config, names(fields), 2, 0)
         traffic = Traffic(float(rng.integers(1, 4 * batch)), float(rng.integers(1, 9 * batch)))
         owned = [list(range(fields))[worker::workers] for worker in range(workers)]
         plans = combinations(base(model, owned, traffic), batch, link=Link(1e9, 0.0) if number % 2 else None)
@@ -68,7 +76,7 @@ def test_with_latency_zero_no_combination_needs_fewer_bytes() -> None:
 def test_latency_counts_collectives() -> None:
     """A slow link with long distances takes more bytes in fewer collectives."""
     config = ModelConfig(name="dcn_v2", factors=8, cross_rank=2, cross_layers=4, hidden=(8,), structure="stacked")
-    model = build(config, 20, 0, 0)
+    model = build(config, names(20), 0, 0)
     owned = [list(range(10)), list(range(10, 20))]
     whole = base(model, owned, Traffic(1e9, 1e9))
     near, far = (combinations(whole, 256, link=Link(1e8, latency))[0] for latency in (0.0, 0.01))
@@ -79,7 +87,7 @@ def test_latency_counts_collectives() -> None:
 
 def test_worked_bytes_of_the_method() -> None:
     """26 fields, k = 16, h = 256, N = 2, b = 4096, fp32: FM by sum 0.56 MB per worker, FC by gather 6.82."""
-    model = build(ModelConfig(name="deepfm", factors=16, hidden=(256,)), 26, 0, 0)
+    model = build(ModelConfig(name="deepfm", factors=16, hidden=(256,)), names(26), 0, 0)
     whole = base(model, [list(range(13)), list(range(13, 26))], Traffic(1e9, 1e9))
     (by_sum,) = combinations(whole, 8192, "sum")
     predicted = by_sum.predict(8192)
@@ -91,7 +99,7 @@ def test_worked_bytes_of_the_method() -> None:
 
 
 def test_what_cannot_be_replicated_says_so() -> None:
-    whole = base(build(ModelConfig(name="dlrm"), 4, 0, 0), [[0, 1], [2, 3]], Traffic(0, 0))
+    whole = base(build(ModelConfig(name="dlrm"), names(4), 0, 0), [[0, 1], [2, 3]], Traffic(0, 0))
     with pytest.raises(ConfigError, match=r"train\.upper = 'replicated' needs operators whose partials add up"):
         combinations(whole, 100, upper="replicated")
 

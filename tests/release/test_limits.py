@@ -372,7 +372,7 @@ def test_weights_in_a_bucket_are_fetched_once_and_a_fault_is_mended_or_named(
 def test_a_new_version_fetches_and_verifies_its_delta_alone(copies: Path, tmp_path: Path, bucket: str) -> None:
     run = finished_run(tmp_path)
     fields = dataset_of(run.config).fields
-    model = build(run.config.model, len(fields), 0, 1)
+    model = build(run.config.model, [field.name for field in fields], 0, 1)
     ids = {name: ids_of(hash_values(pa.array(texts)), name) for name, texts in KNOWN.items()}
     rows = {name: np.full((len(found), model.row_width), 0.1, np.float32) for name, found in ids.items()}
     whole = handmade.checkpoint(f"{bucket}/two", "by-hand", 1, fields, ids, rows, model)

@@ -45,6 +45,7 @@ RECORDS = [dict(zip(COLUMNS, values, strict=True)) for values in zip(*COLUMNS.va
 def config_of(folder: Path) -> Config:
     fields = [{"name": name} for name in ("user", "code", "flag")]
     fields += [{"name": "ids", "kind": "multi"}, {"name": "price", "kind": "numeric"}]
+    fields += [{"name": "user_code", "cross": ["user", "code"]}]
     return parse_config(
         {
             "run": {"name": "roads", "dir": str(folder)},
@@ -74,7 +75,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     }
     random = np.random.default_rng(1)
     ids = {name: ids_of(hash_values(pa.array(texts)), name) for name, texts in VALUES.items()}
-    network = build(config.model, len(fields), 0, 1)
+    network = build(config.model, [field.name for field in fields], 0, 1)
     place = str(folder / "model")
     rows = {name: random.normal(0, 0.5, (len(ids[name]), network.row_width)).astype(np.float32) for name in ids}
     handmade.describe(

@@ -46,7 +46,7 @@ def model_of(folder: str, run: Run, seed: int) -> str:
     random = np.random.default_rng(seed)
     ids = {name: ids_of(hash_values(pa.array(texts)), name) for name, texts in KNOWN.items()}
     fields = dataset_of(run.config).fields
-    model = build(run.config.model, len(fields), 0, seed)
+    model = build(run.config.model, [field.name for field in fields], 0, seed)
     rows = {name: random.normal(0, 0.5, (len(ids[name]), model.row_width)).astype(np.float32) for name in ids}
     checkpoint = handmade.checkpoint(folder, "by-hand", 1, fields, ids, rows, model)
     handmade.describe(folder, run.key, run.config, fields, checkpoint)

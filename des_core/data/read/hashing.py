@@ -14,6 +14,7 @@ Source of splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom number g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,29 @@ def number_text(value: Any) -> str | None:
     if np.isfinite(value) and value == np.floor(value):
         return str(int(value))
     return str(value)
+
+
+def combined_keys(parts: Sequence[I64]) -> I64:
+    """Keys [R] of combinations of values: the hash of the parts' keys in order, as of a text of these bytes.
+
+    A missing part is a value like others; where all are missing, so is the combination.
+    """
+    keys_RP = np.ascontiguousarray(np.stack(parts, 1))
+    out = np.empty(len(keys_RP), np.int64)
+    _combine(keys_RP, out)
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _combine(keys_RP: Array, out: Array) -> None:
+    parts = keys_RP.shape[1]
+    for i in range(len(out)):
+        h = uint64(8 * parts) * uint64(0x9E3779B97F4A7C15)
+        missing = True
+        for part in range(parts):
+            h = splitmix64(h ^ uint64(keys_RP[i, part]))
+            missing &= keys_RP[i, part] == MISSING
+        out[i] = MISSING if missing else np.int64(h)
 
 
 @njit(nogil=True, cache=True)

@@ -139,7 +139,8 @@ def _wanted(source: SourceConfig, fields: Sequence[FieldSpec], labelled: bool) -
     """Column -> what it is wanted for."""
     wanted: dict[str, str] = {}
     for field in fields:
-        wanted.setdefault(field.column, f"field {field.name}")
+        if field.column:
+            wanted.setdefault(field.column, f"field {field.name}")
         if field.weight:
             wanted.setdefault(field.weight, f"the weights of field {field.name}")
     if labelled:

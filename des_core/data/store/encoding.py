@@ -2,6 +2,7 @@
 
     categorical   int64 key
     multi         list<int64>: the keys of the listed values that are not missing, or else the one key MISSING
+    cross         int64 key: the hash of its parts' keys; MISSING where all parts are
     numeric       float32 as it is, null where missing; transforms are applied when it is read
     weights       float32, or list<float32> beside a multi field's keys; a missing weight is 1
 
@@ -23,7 +24,7 @@ from des_core.config import Config, FieldConfig
 from des_core.contracts import WEIGHT, FieldSpec, Form
 from des_core.data.read import libsvm, synthetic
 from des_core.data.read.forms import form_of_values, in_form
-from des_core.data.read.hashing import I64, MISSING, as_text, hash_text, hash_values
+from des_core.data.read.hashing import I64, MISSING, as_text, combined_keys, hash_text, hash_values
 from des_core.data.read.labels import Faults, shown
 from des_core.data.read.parsing import Bool, local_times, one_chunk, to_micros, to_numbers, without_missing
 from des_core.errors import DataError
@@ -59,7 +60,11 @@ def specs_of(fields: Sequence[FieldConfig]) -> tuple[FieldSpec, ...]:
     """Fields with every name filled in and no statistics yet."""
     return tuple(
         FieldSpec.model_validate(
-            {**field.model_dump(), "column": field.column or field.name, "table": field.table or field.name}
+            {
+                **field.model_dump(),
+                "column": "" if field.cross else field.column or field.name,
+                "table": field.table or field.name,
+            }
         )
         for field in fields
     )
@@ -103,7 +108,8 @@ def encode_checked(
         DataError: a column is not there.
     """
     encoder = _Encoder(records, timezone, missing, quoted, time_formats or {})
-    for field in fields:
+    # A cross may be declared before its parts.
+    for field in sorted(fields, key=lambda field: bool(field.cross)):
         encoder.add(field)
     return Encoded(pa.table(encoder.columns), encoder.faults, encoder.values, encoder.forms)
 
@@ -132,6 +138,9 @@ class _Encoder:
 
     def add(self, field: FieldSpec) -> None:
         """Encode one field."""
+        if field.cross:
+            self._combined(field)
+            return
         try:
             values = self._column(field, field.column)
             if field.derive:
@@ -194,6 +203,15 @@ class _Encoder:
         if field.weight:
             weights = self._numbers(self._column(field, field.weight), field.weight)
             self.columns[WEIGHT + field.name] = weights.fill_null(1.0)
+
+    def _combined(self, field: FieldSpec) -> None:
+        """The values of a cross, from the keys and texts of its parts."""
+        keys, texts = zip(*(self.values[part] for part in field.cross), strict=True)
+        keys_R = combined_keys(keys)
+        self.columns[field.name] = pa.array(keys_R)
+        whole = [one_chunk(as_text(text)).cast(pa.large_string()) for text in texts]
+        joined = pc.binary_join_element_wise(*whole, " x ", null_handling="replace", null_replacement="(missing)")
+        self.values[field.name] = (keys_R, joined)
 
     def _in_form(self, values: pa.Array, field: FieldSpec) -> pa.Array:
         """The texts of a field's values; a field without a form takes that of these values."""

@@ -231,7 +231,7 @@ def layout(
         ConfigError: a worker would need more memory than the config lets it have.
     """
     rows, inputs = dataset.row_fields, dataset.dense_fields
-    model = build(config.model, len(rows), len(inputs), config.run.seed)
+    model = build(config.model, [field.name for field in rows], len(inputs), config.run.seed)
     placement = fit(
         config,
         dataset,

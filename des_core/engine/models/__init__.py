@@ -7,7 +7,7 @@ Dims: B samples at home, P numbers of a total, M dense inputs.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class Model(nn.Module):
         self,
         operators: Mapping[str, Operator],
         factors: int,
-        towers: Mapping[str, Tower] | None = None,
+        towers: Mapping[str, nn.Module] | None = None,
         inputs: int = 0,
     ) -> None:
         super().__init__()
@@ -62,11 +62,11 @@ class Model(nn.Module):
         return logits_B
 
 
-def build(config: ModelConfig, fields: int, inputs: int, seed: int) -> Model:
+def build(config: ModelConfig, fields: Sequence[str], inputs: int, seed: int) -> Model:
     """The model of a config, which knows its name; dense weights' first values depend on ``seed`` alone.
 
     Args:
-        fields: fields with rows, F.
+        fields: names of the fields with rows, in order, F.
         inputs: dense inputs, M.
     """
     module = importlib.import_module(f"{__name__}.{config.name}")

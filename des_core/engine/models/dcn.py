@@ -5,6 +5,8 @@ parallel: logit = bias + x_L . w_out + tower(x_0)          stacked: logit = bias
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from des_core.config import ModelConfig
 from des_core.engine.models import Model, deep_part
 from des_core.engine.operators import Operator
@@ -12,14 +14,14 @@ from des_core.engine.operators.cross import CrossNetwork
 from des_core.engine.operators.fc import FullyConnected
 
 
-def build(config: ModelConfig, fields: int, inputs: int) -> Model:
+def build(config: ModelConfig, fields: Sequence[str], inputs: int) -> Model:
     """The model."""
     k, layers, units = config.factors, config.cross_layers, config.hidden[0]
     if config.structure == "stacked":
-        cross = CrossNetwork(fields, k, inputs, layers, units, offset=not config.batch_norm)
+        cross = CrossNetwork(len(fields), k, inputs, layers, units, offset=not config.batch_norm)
         return Model({"cross": cross}, k, {"cross": deep_part(config)})
     operators: dict[str, Operator] = {
-        "cross": CrossNetwork(fields, k, inputs, layers, 1),
-        "fc": FullyConnected(fields, k, inputs, units, bias=not config.batch_norm),
+        "cross": CrossNetwork(len(fields), k, inputs, layers, 1),
+        "fc": FullyConnected(len(fields), k, inputs, units, bias=not config.batch_norm),
     }
     return Model(operators, k, {"fc": deep_part(config)})

@@ -5,6 +5,8 @@ parallel: logit = bias + x_L . w_out + tower(x_0)          stacked: logit = bias
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from des_core.config import ModelConfig
 from des_core.engine.models import Model, deep_part
 from des_core.engine.operators import Operator
@@ -12,12 +14,16 @@ from des_core.engine.operators.cross_v2 import CrossNetworkV2
 from des_core.engine.operators.fc import FullyConnected
 
 
-def build(config: ModelConfig, fields: int, inputs: int) -> Model:
-    """The model."""
+def build(config: ModelConfig, fields: Sequence[str], inputs: int, gated: bool = False) -> Model:
+    """The model.
+
+    Args:
+        gated: whether the cross layers have gates (gdcn.py).
+    """
     k, units = config.factors, config.hidden[0]
     stacked = config.structure == "stacked"
     cross = CrossNetworkV2(
-        fields,
+        len(fields),
         k,
         inputs,
         config.cross_layers,
@@ -25,9 +31,10 @@ def build(config: ModelConfig, fields: int, inputs: int) -> Model:
         outputs=units if stacked else 1,
         bias=stacked and not config.batch_norm,
         line="cross",
+        gated=gated,
     )
     if stacked:
         return Model({"cross": cross}, k, {"cross": deep_part(config)})
-    first = FullyConnected(fields, k, inputs, units, bias=not config.batch_norm)
+    first = FullyConnected(len(fields), k, inputs, units, bias=not config.batch_norm)
     operators: dict[str, Operator] = {"cross": cross, "fc": first}
     return Model(operators, k, {"fc": deep_part(config)})

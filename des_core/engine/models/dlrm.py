@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from des_core.config import ModelConfig
 from des_core.engine.models import Model, deep_part
 from des_core.engine.operators.inner_product import InnerProducts
 
 
-def build(config: ModelConfig, fields: int, inputs: int) -> Model:
+def build(config: ModelConfig, fields: Sequence[str], inputs: int) -> Model:
     """The model."""
-    products = InnerProducts(fields, config.factors, inputs, config.bottom)
+    products = InnerProducts(len(fields), config.factors, inputs, config.bottom)
     return Model({"products": products}, config.factors, {"products": deep_part(config, products.width)})

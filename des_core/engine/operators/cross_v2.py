@@ -8,7 +8,14 @@ r numbers per layer are summed over all workers (an all-reduce each way: dc reac
 last the layer on top, x_L W_out, h numbers, travels home. With full rank, c_l = x_l W_l + b_l needs the whole
 x_l in one place: the field vectors are brought home.
 
-Source: Wang et al., "DCN V2: Improved Deep & Cross Network", WWW 2021.
+Gated, as in GDCN, x_0 is multiplied by c_l and by a gate of each element as well:
+
+    x_{l+1} = x_0 * c_l * sigmoid(g_l) + x_l,      g_l = U'_l (V'_l^T x_l)
+
+The gate's r numbers of a layer travel beside the other r, and a slice of x_{l+1} is still linear in its share of x_0.
+
+Sources: Wang et al., "DCN V2: Improved Deep & Cross Network", WWW 2021; Wang et al., "Towards Deeper, Lighter and
+Interpretable Cross Network for CTR Prediction", CIKM 2023.
 Dims: B samples, F fields, k factors, M dense inputs, D = F k + M, r rank, h outputs.
 """
 
@@ -33,15 +40,26 @@ class CrossNetworkV2(Operator):
         outputs: width of the linear layer on top, h.
         bias: whether that layer has one.
         line: name in the ledger of what is summed inside.
+        gated: whether each layer has a gate.
     """
 
     def __init__(
-        self, fields: int, factors: int, inputs: int, layers: int, rank: int, outputs: int, bias: bool, line: str
+        self,
+        fields: int,
+        factors: int,
+        inputs: int,
+        layers: int,
+        rank: int,
+        outputs: int,
+        bias: bool,
+        line: str,
+        gated: bool = False,
     ) -> None:
         super().__init__()
-        self.width, self._line = outputs, line
+        self.width, self._line, self._gated, self._rank = outputs, line, gated, rank
+        whole = 2 if gated else 1
         self.kinds = ("sum", "gather") if rank else ("gather",)
-        self.inner = (rank,) * layers if rank else ()
+        self.inner = (whole * rank,) * layers if rank else ()
         self.top = Projection(fields, factors, inputs, outputs)
         self.bias_h = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.shifts = nn.ModuleList(Projection(fields, factors, inputs, 1) for _ in range(layers))
@@ -49,10 +67,11 @@ class CrossNetworkV2(Operator):
             nn.init.zeros_(shift)
         width = fields * factors + inputs
         if rank:
-            self.down = nn.ModuleList(Projection(fields, factors, inputs, rank) for _ in range(layers))
-            self.up = nn.ModuleList(Projection(fields, factors, inputs, rank) for _ in range(layers))
+            # The gate's columns stand beside the others.
+            self.down = nn.ModuleList(Projection(fields, factors, inputs, whole * rank) for _ in range(layers))
+            self.up = nn.ModuleList(Projection(fields, factors, inputs, whole * rank) for _ in range(layers))
         else:
-            self.full = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
+            self.full = nn.ModuleList(nn.Linear(width, whole * width, bias=False) for _ in range(layers))
 
     def partial(self, shard: Shard) -> Tensor:
         x0 = x0_of(shard.vectors_BOk, shard.inputs_BM)
@@ -73,10 +92,12 @@ class CrossNetworkV2(Operator):
         for layer, shift in enumerate(self.shifts):
             if self.inner:
                 down_Br = total(self._line, x_BC @ slice_of(self.down[layer]))
-                c_BC = down_Br @ slice_of(self.up[layer]).T
+                parts = zip(down_Br.split(self._rank, 1), slice_of(self.up[layer]).split(self._rank, 1), strict=True)
+                c_BC, *gate = [part_Br @ up_Cr.T for part_Br, up_Cr in parts]
             else:
-                c_BC = self.full[layer](x_BC)
-            x_BC = x0_BC * (c_BC + slice_of(shift)[:, 0]) + x_BC
+                c_BC, *gate = self.full[layer](x_BC).split(x_BC.shape[1], 1)
+            crossed_BC = x0_BC * (c_BC + slice_of(shift)[:, 0])
+            x_BC = (crossed_BC * torch.sigmoid(gate[0]) if gate else crossed_BC) + x_BC
         return x_BC @ slice_of(self.top)
 
 
@@ -85,4 +106,12 @@ def reference(x0_BD: Tensor, down_LDr: Tensor, up_LDr: Tensor, bias_LD: Tensor, 
     x_BD = x0_BD
     for down_Dr, up_Dr, b_D in zip(down_LDr, up_LDr, bias_LD, strict=True):
         x_BD = x0_BD * (x_BD @ (up_Dr @ down_Dr.T).T + b_D) + x_BD
+    return x_BD @ out_Dh
+
+
+def gated_reference(x0_BD: Tensor, full_LDD: Tensor, gate_LDD: Tensor, bias_LD: Tensor, out_Dh: Tensor) -> Tensor:
+    """The gated network ``[B, h]`` as published, with whole matrices."""
+    x_BD = x0_BD
+    for full_DD, gate_DD, b_D in zip(full_LDD, gate_LDD, bias_LD, strict=True):
+        x_BD = x0_BD * (x_BD @ full_DD.T + b_D) * torch.sigmoid(x_BD @ gate_DD.T) + x_BD
     return x_BD @ out_Dh

@@ -29,7 +29,7 @@ from des_core.release.registry.lineage import Link
 from des_core.run import Day, Run, under_root
 from des_core.verdict import Asked, Champion, Found, FoundNew, NewRows, Opponent
 
-STORED = ("name", "column", "kind", "separator", "weight", "derive", "form")
+STORED = ("name", "column", "kind", "separator", "weight", "derive", "form", "cross")
 """What decides a field's columns in the feature store: statistics and pooling are applied when they are read."""
 
 REFERENCE_DAYS = 7

@@ -183,7 +183,8 @@ class Scorer:
             raise CheckpointError(f"{error}, or train and register the model again") from None
         head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         there = {key: tuple(head[key]["shape"]) for key in head if key != "__metadata__"}
-        wanted = (description.config.model, len(self._fields), len(self._inputs), description.config.run.seed)
+        names = [field.name for field in self._fields]
+        wanted = (description.config.model, names, len(self._inputs), description.config.run.seed)
         with torch.device("meta"):
             sizes = {name: tuple(tensor.shape) for name, tensor in build(*wanted).state_dict().items()}
         if sizes != there:
