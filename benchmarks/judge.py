@@ -5,7 +5,8 @@
 Each worker draws its share of two models' scores, with as many ties as float32 has, labels, and groups of 20 rows, and
 judges them as an evaluation does: AUC, log loss, normalised entropy and calibration with their intervals by groups,
 GAUC, the ROC curve, calibration bins, the score histogram, and the paired difference of both models. Prints key=value
-for each part and in all: seconds, rows per second and worker, and how much the worker's memory grew beyond its columns.
+for each part and in all: seconds, rows per second and worker, rows per second of its CPU time, and how much the
+worker's memory grew beyond its columns.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _judge(rows: int) -> None:
     here = Rows(labels, np.arange(start, stop), group_ids(random.integers(0, rows // GROUP_ROWS, many)))
     del logits
     peers.barrier()
-    before = _peak_mb()
+    before, cpu = _peak_mb(), time.process_time()
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -90,7 +91,7 @@ def _judge(rows: int) -> None:
     del model
     with part("compared"):
         judge.compared(here, ours, theirs, points=200)
-    whole = sum(seconds.values())
+    whole, cpu = sum(seconds.values()), time.process_time() - cpu
     columns_mb = sum(each.nbytes for each in (labels, ours, theirs, here.positions, here.groups)) / 1e6
     numbers = {f"{name}_s": round(each, 2) for name, each in seconds.items()}
     print(
@@ -103,6 +104,7 @@ def _judge(rows: int) -> None:
             **numbers,
             seconds=round(whole, 2),
             rows_per_s_and_worker=round(many / whole),
+            rows_per_cpu_s=round(many / cpu),
             columns_mb=round(columns_mb),
             grown_mb=_peak_mb() - before,
             peak_rss_mb=_peak_mb(),

@@ -75,7 +75,8 @@ def main() -> None:
             des(folder, "ingest", *words)
             des(folder, "train", *words)
             des(folder, "evaluate", *words)
-            report = read_json(str(folder / "run" / "report.json"))
+            own = folder / "run" / "runs" / (folder / "run" / "latest").read_text().strip()
+            report = read_json(str(own / "report.json")) | read_json(str(own / "measured.json"))
             for role, key in (("train", "memory"), ("evaluate", "evaluate_memory")):
                 predicted, measured = (report[key][f"{what}_mb"] for what in ("predicted", "measured"))
                 log.emit(

@@ -9,7 +9,7 @@ any crash. Bounds of the gate are not among them: with others the same model is 
     ROOT/runs/KEY/inputs.json                what was pinned
     ROOT/runs/KEY/new_rows.json              a day's new rows, scored by the champion before training
     ROOT/runs/KEY/training.json              what training measured
-    ROOT/runs/KEY/{report.json,report.html,predictions/}
+    ROOT/runs/KEY/{report.json,report.html,predictions/}   measured.json: what the machine decided, not digested
     ROOT/runs/KEY/champion.json              the champion on the same rows
     ROOT/runs/KEY/gate.json                  the verdict
     ROOT/runs/KEY/version.json               the registered version

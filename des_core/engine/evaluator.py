@@ -1,8 +1,9 @@
 """The role of a scoring worker: valid and test by the trained weights, other versions on the same test rows.
 
-Each worker scores its home slices and keeps them; what meets are sums (judging/). Worker 0 writes report.json, every
-worker its part of the predictions. The opponents that evaluate-asked.json names score the rows one after the other,
-each with its own weights alone in memory, and what was found of them is evaluate-found.json.
+Each worker scores its home slices and keeps them; what meets are sums (judging/). Every worker writes its part of the
+predictions, worker 0 the report and, in measured.json, what the machine decided. The opponents that evaluate-asked.json
+names score the rows one after the other, each with its own weights alone in memory, and what was found of them is
+evaluate-found.json.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ def evaluate(run: Run, peers: Collectives, resume: bool) -> None:
             homes.check_finite(peers, run.dataset, "test", rows, scores)
         test = _judged(peers, worker.dataset.task, rows, scores)
         test |= {"predictions_sha256": _manifest(run, peers, part)}
-        test |= {"evaluate_memory": memory_beside(worker, worker.need().evaluate)}
+        memory = memory_beside(worker, worker.need().evaluate)
+        if peers.rank == 0:
+            # Not in the report: the same evaluation again is the same report.
+            storage.write_json(run.path("measured.json"), {"evaluate_memory": memory})
         _write(run, worker, training, valid, test)
     else:
         rows, scores = homes.score(worker, "test")

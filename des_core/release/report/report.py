@@ -34,7 +34,7 @@ class RunResults(NamedTuple):
 
 def write(run: Run) -> str:
     """Write the run's page from whatever is there, and return its address."""
-    report = storage.read_json(run.path("report.json"))
+    report = storage.read_json(run.path("report.json")) | (_document(run, "measured.json") or {})
     found = RunResults(
         report,
         Dataset.load(run.dataset),
