@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from des_core import storage
 from des_core.config import Config
 from des_core.contracts import Dataset, Reference
 from des_core.data.store import predictions
 from des_core.errors import StorageError
 from des_core.run import Run, features_uri, pin
+
+if TYPE_CHECKING:
+    from des_core.data.store.parts import PartManifest
 
 RESULTS = ("report.json", "report.html", "predictions", "champion.json", "gate.json", "version.json")
 """What a finished run has left beside its training."""
@@ -54,6 +59,14 @@ def is_ingested(config: Config) -> bool:
 
 def known_day(config: Config, as_of: str) -> Run | None:
     """The run of a day, if the logs are ingested as they are now and the day was pinned."""
+    from des_core.recurring import daily
+
+    parts = day_parts(config, as_of)
+    return daily.pinned(config, as_of, parts) if parts is not None else None
+
+
+def day_parts(config: Config, as_of: str) -> dict[str, PartManifest] | None:
+    """The parts of a day and of the usable days before it; None if one is not made of the logs as they are now."""
     from des_core.data.store import features
     from des_core.recurring import daily
 
@@ -63,7 +76,7 @@ def known_day(config: Config, as_of: str) -> Run | None:
         if day == as_of or not daily.unusable(config, day, paths)
     }
     parts = features.current_parts(config, files)
-    return daily.pinned(config, as_of, parts) if parts is not None and as_of in parts else None
+    return parts if parts is not None and as_of in parts else None
 
 
 def is_trained(run: Run) -> bool:

@@ -135,8 +135,13 @@ def ingest_and_pin(config: Config, as_of: str = ALL) -> Done:
         as_of: a day, or "all".
 
     Raises:
+        DesError: the RayJob that reads the logs failed (``ingest_job.launch``).
         ConfigError: the run needs more memory than its workers may have, which only the data's statistics tell.
     """
+    if config.ingest.engine == "ray" and config.cluster.backend == "pytorchjob":
+        from components.launch import ingest_job
+
+        ingest_job.launch(config, as_of)
     if as_of != ALL:
         return _ingest_day(config, as_of)
     done = ingest(config)
@@ -164,6 +169,11 @@ def _ingest_day(config: Config, as_of: str) -> Done:
     what += f"; left out: {', '.join(run.day.left_out)}" if run.day.left_out else ""
     unchanged = known is not None and known.key == run.key
     return Done(what, str(run.reference("inputs.json")), unchanged)
+
+
+def ingest_logs(config: Config, as_of: str) -> str:
+    """Read the logs of a day and of the days before it, or all; one line that says what there is. Nothing is pinned."""
+    return ingest(config).what if as_of == ALL else _count(len(day_parts(config, as_of)), "day")
 
 
 def day_parts(config: Config, as_of: str) -> dict[str, PartManifest]:

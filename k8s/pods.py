@@ -1,6 +1,6 @@
-"""Reads from a job's pods and events why a pod does not start, and why one failed.
+"""Why a job's pods do not start, and why they failed, read from the JSON of its pods and events.
 
-Pods and events are read as the API's JSON; nothing here asks the cluster.
+Nothing here sends a request to the cluster.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LASTING = (
     "InvalidImageName",
     "RunContainerError",
 )
-"""Reasons of a waiting container that seldom pass by themselves."""
+"""Reasons for which a container waits that seldom go away by themselves."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Trouble:
     reason: str
     message: str
     lasting: bool
-    """Whether waiting will hardly help."""
+    """Whether it will hardly go away by itself."""
 
     def __str__(self) -> str:
         return f"{self.reason}: {' '.join(self.message.split())[:400]}"
@@ -48,13 +48,13 @@ class Fallen:
     code: int
     """Exit code; -1 where no container ended."""
     ended: str
-    """When, as text that sorts; the first to fall is the likeliest cause."""
+    """When it failed, as text that sorts; the pod that failed first is the likeliest cause."""
     lines: tuple[str, ...] = ()
     """Its last lines."""
 
 
 def trouble_of(pods: Iterable[Object], events: Iterable[Object]) -> Trouble | None:
-    """The worst that keeps pods from running: lasting ones first."""
+    """The most serious reason why pods do not run: lasting ones first."""
     found = [trouble for pod in pods for trouble in _pod_trouble(pod)]
     found += [trouble for event in events for trouble in _event_trouble(event)]
     return min(found, key=lambda trouble: not trouble.lasting, default=None)
@@ -79,7 +79,7 @@ def _event_trouble(event: Object) -> Iterable[Trouble]:
     if event.get("type") != "Warning":
         return
     if reason.startswith("FailedCreate"):
-        # A quota is freed by others; what an admission rule forbids stays forbidden.
+        # Others may free a quota; what an admission rule forbids stays forbidden.
         quota = "exceeded quota" in message
         yield Trouble("quota exceeded" if quota else reason, message, lasting=not quota and "forbidden" in message)
     elif reason in ("FailedMount", "FailedAttachVolume"):
@@ -87,7 +87,7 @@ def _event_trouble(event: Object) -> Iterable[Trouble]:
 
 
 def fallen(pod: Object) -> Fallen | None:
-    """The pod as one that failed, or None."""
+    """The failure of a pod, None if it has not failed."""
     status, name = pod.get("status", {}), pod["metadata"]["name"]
     ends = [_end(container) for container in status.get("containerStatuses", [])]
     end: Object = next((end for end in ends if end and end.get("exitCode")), {})
@@ -108,7 +108,7 @@ def fallen(pod: Object) -> Fallen | None:
 
 
 def _end(container: Object) -> Object:
-    """How a container ended, now or the last time."""
+    """How a container ended: its present state, or the last one before it was restarted."""
     state, last = container.get("state", {}), container.get("lastState", {})
     ended: Object = state.get("terminated") or last.get("terminated") or {}
     return ended

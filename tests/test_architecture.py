@@ -18,7 +18,7 @@ ONLY = {
     "torch": ("des_core/engine/", "des_core/release/serve/serving.py"),
     "torch.distributed": ("des_core/engine/exchange/collectives.py",),
     "mlflow": ("des_core/release/registry/",),
-    "kubernetes": ("k8s/jobs.py",),
+    "kubernetes": ("k8s/api.py",),
     "kfp": ("components/", "pipelines/"),
     "kfp_server_api": ("pipelines/client.py",),
     "pipelines": ("pipelines/",),

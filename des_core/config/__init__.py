@@ -3,6 +3,7 @@
 from des_core.config.cluster import LAUNCHER_BYTES, ClusterConfig, worker_limit
 from des_core.config.fields import FieldConfig
 from des_core.config.gate import GateConfig
+from des_core.config.ingest import IngestConfig
 from des_core.config.load import load_config, parse_config
 from des_core.config.model import MODELS, ModelConfig
 from des_core.config.optimizer import OptimizerConfig, OptimizersConfig, RowOptimizerConfig
@@ -23,6 +24,7 @@ __all__ = [
     "EvalConfig",
     "FieldConfig",
     "GateConfig",
+    "IngestConfig",
     "JoinConfig",
     "ModelConfig",
     "NotifyConfig",

@@ -16,6 +16,7 @@ from pydantic import model_validator
 from des_core.config.cluster import ClusterConfig
 from des_core.config.fields import FieldConfig
 from des_core.config.gate import GateConfig
+from des_core.config.ingest import IngestConfig
 from des_core.config.model import ModelConfig
 from des_core.config.optimizer import OptimizersConfig
 from des_core.config.place import NotifyConfig, RegistryConfig, RunConfig, StorageConfig
@@ -48,6 +49,7 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     recurring: RecurringConfig = RecurringConfig()
     retention: RetentionConfig = RetentionConfig()
+    ingest: IngestConfig = IngestConfig()
     cluster: ClusterConfig = ClusterConfig()
     notify: NotifyConfig = NotifyConfig()
 
@@ -118,7 +120,7 @@ class Config(Section):
     def digest(self) -> str:
         """sha256 of what decides the model: not where it is stored, or how long, nor by what bounds it is judged."""
         content = self.model_dump(
-            mode="json", exclude={"storage", "registry", "cluster", "notify", "gate", "retention"}
+            mode="json", exclude={"storage", "registry", "cluster", "notify", "gate", "retention", "ingest"}
         )
         content["run"].pop("dir")
         for key in ("wait_hours", "on_missing"):

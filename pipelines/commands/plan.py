@@ -16,7 +16,7 @@ def plan(
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show bytes on the wire and in memory, and who owns which fields.
+    """Show bytes on the wire and in memory, worker by worker.
 
     Ingests the logs first where that has not been done.
     """

@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from k8s.jobs import Job, State, render
+from k8s.jobs import Job, State
+from k8s.manifest import render
 from k8s.pods import Fallen
+from k8s.pytorch import PYTORCH
 from tests.k8s.test_jobs import TEMPLATE
 
 ROOT = Path(__file__).parent.parent.parent
@@ -35,7 +37,7 @@ class LocalPods:
         self.commands: list[list[str]] = []
 
     def submit(self, job: Job) -> None:
-        manifest = render(TEMPLATE, dataclasses.replace(job, namespace="des"))
+        manifest = render(PYTORCH, TEMPLATE, dataclasses.replace(job, namespace="des"))
         worker = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]
         container = worker["template"]["spec"]["containers"][0]
         self.commands.append(container["command"])

@@ -15,7 +15,8 @@ import pytest
 
 from components import stages
 from components.launch import cluster
-from components.launch.environment import worker_environment
+from components.launch import job as job_module
+from components.launch.environment import image_of, worker_environment
 from components.launch.roles import launch as launch_anywhere
 from des_core import storage
 from des_core.config import StorageConfig, load_config
@@ -70,7 +71,7 @@ class Scripted:
 @pytest.fixture(autouse=True)
 def in_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "in_pod", lambda: True)
-    monkeypatch.setattr(cluster, "SEEN_S", 0.1)
+    monkeypatch.setattr(job_module, "SEEN_S", 0.1)
 
 
 def untrained(folder: Path, *overrides: str) -> Run:
@@ -128,7 +129,7 @@ def test_success_is_the_manifest_whatever_the_condition_says(tmp_path: Path, pha
     run = untrained(tmp_path)
     cluster.launch("train", run, jobs=Scripted(State(phase), result=trained(run)))  # type: ignore[arg-type]
     error, _ = failure(untrained(tmp_path), State("succeeded"))
-    assert re.search(r"succeeded, but left no training.json in .*mount the same storage.root\?", str(error))
+    assert re.search(r"succeeded, but left no \S*/training.json; .*mount the same storage.root\?", str(error))
 
 
 def test_worker_0_is_heard_and_its_log_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +144,7 @@ def test_worker_0_is_heard_and_its_log_kept(tmp_path: Path, capfd: pytest.Captur
 
 def test_a_worker_that_freezes_on_its_way_out_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its pod would run until cluster.deadline_s; the results are there."""
-    monkeypatch.setattr(cluster, "LEAVE_S", 0.1)
+    monkeypatch.setattr(job_module, "LEAVE_S", 0.1)
     run = untrained(tmp_path)
     jobs = Scripted(*[State("running")] * 50, lines=("event=step step=7 of=10", "event=leaving worker=0"))
     finished = threading.Timer(0.3, trained(run))
@@ -254,7 +255,7 @@ def test_waiting_in_a_queue_has_its_own_limit_and_is_told(tmp_path: Path, capfd:
 
 
 def test_time_in_a_queue_does_not_count_against_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "LATE_S", 0.0)
+    monkeypatch.setattr(job_module, "LATE_S", 0.0)
     run = untrained(tmp_path, "cluster.queue=users", "cluster.deadline_s=0.3")
     done = Scripted(*[State("queued")] * 30, State("running"), State("succeeded"), result=trained(run))
     cluster.launch("train", run, jobs=done)
@@ -267,7 +268,7 @@ def test_time_in_a_queue_does_not_count_against_the_deadline(tmp_path: Path, mon
 def test_trouble_that_lasts_ends_the_wait_and_passing_trouble_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cluster, "STUCK_S", 0.2)
+    monkeypatch.setattr(job_module, "STUCK_S", 0.2)
     run = untrained(tmp_path)
     image = State("waiting", trouble=Trouble("ImagePullBackOff", "x-worker-0: no such image", True))
     error, jobs = failure(run, *[image] * 40)
@@ -297,9 +298,9 @@ def test_an_image_must_name_its_version(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ConfigError, match=r"cluster.image"):
         cluster.check(untrained(tmp_path, "cluster.image=").config)
     monkeypatch.setenv("DES_IMAGE", "registry:5000/des:1")
-    assert cluster.image_of(untrained(tmp_path, "cluster.image=").config) == "registry:5000/des:1"
+    assert image_of(untrained(tmp_path, "cluster.image=").config) == "registry:5000/des:1"
     pinned = untrained(tmp_path, f"cluster.image=des@sha256:{'0' * 64}").config
-    assert cluster.image_of(pinned).startswith("des@sha256:")
+    assert image_of(pinned).startswith("des@sha256:")
 
 
 def test_a_laptops_folder_cannot_be_the_jobs_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,12 +358,13 @@ def test_a_step_that_is_told_to_end_deletes_its_job(tmp_path: Path, number: sign
         "from components.launch import cluster\n"
         "from des_core.config import load_config\n"
         "from des_core.run import pin\n"
-        "from k8s.jobs import PyTorchJobs\n"
+        "from k8s.api import Api\n"
+        "from k8s.jobs import OperatorJobs\n"
         "from kubernetes import client\n"
         "cluster.in_pod = lambda: True\n"
         f"words = {(*ON_CLUSTER, f'source.path={tmp_path}/logs.csv', f'run.dir={tmp_path}/runs/shop')!r}\n"
         f"run = pin(load_config('{tmp_path}/shop.toml', words))\n"
-        "cluster.launch('train', run, jobs=PyTorchJobs(client.Configuration(host=HOST), 'des', 'step'))\n"
+        "cluster.launch('train', run, jobs=OperatorJobs(Api(client.Configuration(host=HOST), 'des', 'step')))\n"
     )
     with serving() as api:
         api.put("podtemplates", TEMPLATE | {})

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 PATH = re.compile(
     r"/apis?/(?:(?P<group>[\w.]+)/)?v1/namespaces/des/(?P<plural>\w+)(?:/(?P<name>[\w.-]+))?(?P<log>/log)?$"
 )
-GROUPS = {"pytorchjobs": "kubeflow.org"}
+GROUPS = {"pytorchjobs": "kubeflow.org", "rayjobs": "ray.io"}
 
 
 @dataclass
@@ -82,9 +82,9 @@ class ApiStub:
             thing["metadata"]["resourceVersion"] = str(self.version)
             self.history.append((self.version, plural, "DELETED", thing))
             self.lock.notify_all()
-        if plural == "pytorchjobs":
+        if plural in GROUPS:
             for kind, pod in list(self.objects):
-                if kind == "pods" and pod.startswith(f"{name}-worker-"):
+                if kind == "pods" and pod.startswith(f"{name}-"):
                     self.remove(kind, pod)
 
     def condition(self, name: str, kind: str, reason: str = "", message: str = "") -> None:
@@ -94,6 +94,21 @@ class ApiStub:
         others = [one | {"status": "False"} for one in job.get("status", {}).get("conditions", [])]
         job["status"] = {"conditions": [*others, said]}
         self.put("pytorchjobs", job)
+
+    def ray_status(self, name: str, **status: str) -> None:
+        """Give a RayJob a status."""
+        job = json.loads(json.dumps(self.objects["rayjobs", name]))
+        job["status"] = status
+        self.put("rayjobs", job)
+
+    def ray_pod(self, job: str, part: str, status: dict[str, Any], name: str = "") -> None:
+        """Give a RayJob a pod (head, worker or submitter), or a pod another status."""
+        name = f"{job}-{name or part}"
+        before = self.objects.get(("pods", name), {"metadata": {}})
+        labels = {"des/job": job, "des/part": part}
+        stamp = {"creationTimestamp": f"2026-01-01T00:{self.version:04d}Z"}
+        metadata = stamp | before["metadata"] | {"name": name, "labels": labels}
+        self.put("pods", {"metadata": metadata, "spec": {}, "status": status})
 
     def pod(self, job: str, index: int, status: dict[str, Any]) -> None:
         """Give a job a pod, or a pod another status."""

@@ -17,8 +17,11 @@ from kubernetes import client
 
 from des_core.errors import ConfigError, UserError, WorkerError
 from k8s import jobs as module
-from k8s.jobs import RIGHTS, Job, PyTorchJobs, State, connect, render
+from k8s.api import Api
+from k8s.jobs import RIGHTS, Job, OperatorJobs, State, connect
 from k8s.manifest import DIGEST
+from k8s.manifest import render as render_any
+from k8s.pytorch import PYTORCH
 from tests.k8s.api_stub import ApiStub, serving
 
 # kubernetes 30 asks urllib3 for an answer's headers the old way.
@@ -61,6 +64,10 @@ JOB = Job(
 STEP = {"metadata": {"name": "step", "uid": "step-uid"}, "spec": {"nodeName": "node-7"}, "status": {}}
 
 
+def render(template: dict[str, Any], job: Job) -> dict[str, Any]:
+    return render_any(PYTORCH, template, job)
+
+
 def claim(*modes: str) -> dict[str, Any]:
     return {"metadata": {"name": "des-storage"}, "spec": {"accessModes": list(modes)}}
 
@@ -82,8 +89,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOK_S", 1)
 
 
-def jobs_of(api: ApiStub, pod: str = "step") -> PyTorchJobs:
-    return PyTorchJobs(client.Configuration(host=api.url), "des", pod)
+def jobs_of(api: ApiStub, pod: str = "step") -> OperatorJobs:
+    return OperatorJobs(Api(client.Configuration(host=api.url), "des", pod))
 
 
 def there(api: ApiStub) -> dict[str, Any]:
@@ -100,12 +107,12 @@ def within(seconds: float, holds: Callable[[], bool]) -> None:
 class Watching:
     """A watch that goes on in a thread."""
 
-    def __init__(self, jobs: PyTorchJobs, job: Job = JOB) -> None:
+    def __init__(self, jobs: OperatorJobs, job: Job = JOB) -> None:
         self.states: list[State] = []
         self._thread = threading.Thread(target=lambda: self.states.extend(self._all(jobs, job)), daemon=True)
         self._thread.start()
 
-    def _all(self, jobs: PyTorchJobs, job: Job) -> Iterator[State]:
+    def _all(self, jobs: OperatorJobs, job: Job) -> Iterator[State]:
         for state in jobs.watch(job):
             self.states.append(state)
         return
@@ -357,7 +364,7 @@ def test_a_volume_that_not_all_pods_can_mount_is_refused_before_anything_is_made
 # The watch.
 
 
-def running(api: ApiStub) -> tuple[PyTorchJobs, Watching]:
+def running(api: ApiStub) -> tuple[OperatorJobs, Watching]:
     """A job that runs, and is watched."""
     jobs = jobs_of(api)
     jobs.submit(JOB)

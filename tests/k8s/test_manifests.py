@@ -12,7 +12,9 @@ import yaml
 
 from des_core import __version__
 from des_core.config import Config, load_config
-from k8s import jobs
+from k8s import jobs, manifest
+from k8s.pytorch import PYTORCH
+from k8s.ray import RAY
 from tests.k8s.rendering import MERGE_KEYS, Object, dicts, render
 
 K8S = Path(__file__).parents[2] / "k8s"
@@ -38,6 +40,8 @@ def template_of(found: Object) -> Object | None:
         return spec["jobTemplate"]["spec"]["template"]  # type: ignore[no-any-return]
     if kind == "PyTorchJob":
         return spec["pytorchReplicaSpecs"]["Worker"]["template"]  # type: ignore[no-any-return]
+    if kind == "RayJob":
+        return spec["rayClusterSpec"]["workerGroupSpecs"][0]["template"]  # type: ignore[no-any-return]
     return spec["template"] if kind in (*LONG_RUNNING, "Job") else None
 
 
@@ -51,12 +55,15 @@ def _training_jobs() -> list[tuple[str, Object]]:
         nodes=2,
         nproc_per_node=1,
         cpu="1",
-        memory="2Gi",
+        memory="2048Mi",
         gpus=1,
         deadline_s=60.0,
     )
-    templates = {name: one for name in OVERLAYS for one in RENDERED[name] if one["kind"] == "PodTemplate"}
-    return [(name, jobs.render(template, asked)) for name, template in templates.items()]
+    templates = [(name, one) for name in OVERLAYS for one in RENDERED[name] if one["kind"] == "PodTemplate"]
+    kinds = {PYTORCH.template: PYTORCH, RAY.template: RAY}
+    made = [(name, manifest.render(kinds[one["metadata"]["name"]], one, asked)) for name, one in templates]
+    assert len(made) == len(OVERLAYS) + 2, "production and kubeflow have both kinds"
+    return made
 
 
 OBJECTS = [(name, found) for name, objects in RENDERED.items() for found in objects]

@@ -28,35 +28,37 @@ class Flow(NamedTuple):
     ports: tuple[int, ...]
 
 
-ANY = (22, 53, 443, 5000, 5432, 6443, 8080, 8333, 8887, 8888, 9000, 29500, 41234)
+ANY = (22, 53, 443, 5000, 5432, 6443, 8080, 8265, 8333, 8887, 8888, 9000, 29500, 41234)
 """All ports that anyone listens on here, and some that nobody does."""
 
-OUTSIDE = ("anywhere", "neighbour", "name server", "pipelines")
-"""Not ours: another machine, a pod in our namespace, one of kube-system, one of Kubeflow's."""
+OUTSIDE = ("anywhere", "neighbour", "name server", "pipelines", "ray operator")
+"""Not ours: another machine, a pod in our namespace, one of kube-system, one of Kubeflow's, KubeRay's operator."""
 
 FLOWS = [
     Flow("worker", "worker", "TCP", ANY),
+    Flow("ray", "ray", "TCP", ANY),
+    Flow("ray operator", "ray", "TCP", (8265,)),
     Flow("step", "mlflow", "TCP", (5000,)),
     Flow("serving", "mlflow", "TCP", (5000,)),
     Flow("mlflow", "postgres", "TCP", (5432,)),
     *(Flow(source, "serving", "TCP", (8080,)) for source in OUTSIDE),
     # Outwards a rule names a port only: name servers, the API server (443, or 6443 behind its Service), a webhook, a
     # database and a store are nobody's pods, or differently labelled ones in every cluster.
-    *(Flow(source, "outside", "UDP", (53,)) for source in ("worker", "step", "mlflow", "serving")),
-    *(Flow(source, "outside", "TCP", (53,)) for source in ("worker", "step", "mlflow", "serving")),
+    *(Flow(source, "outside", "UDP", (53,)) for source in ("worker", "step", "mlflow", "serving", "ray")),
+    *(Flow(source, "outside", "TCP", (53,)) for source in ("worker", "step", "mlflow", "serving", "ray")),
     Flow("step", "outside", "TCP", (443, 6443)),
     Flow("step", "pipelines", "TCP", (8080, 8333, 8887, 8888, 9000)),
     Flow("mlflow", "outside", "TCP", (5432,)),
 ]
 
-STORE = [Flow(source, "outside", "TCP", (443,)) for source in ("worker", "serving")]
+STORE = [Flow(source, "outside", "TCP", (443,)) for source in ("worker", "serving", "ray")]
 """Where storage.root is s3://: steps reach it as they reach the API server."""
 
 COMPONENTS = {
     "kind": ("worker", "step", "mlflow", "serving"),
-    "production": ("worker", "step", "mlflow", "serving"),
-    "kubeflow": ("worker", "step", "mlflow", "serving"),
-    "postgres": ("worker", "step", "mlflow", "serving", "postgres"),
+    "production": ("worker", "step", "mlflow", "serving", "ray"),
+    "kubeflow": ("worker", "step", "mlflow", "serving", "ray"),
+    "postgres": ("worker", "step", "mlflow", "serving", "ray", "postgres"),
 }
 
 
@@ -101,6 +103,7 @@ def _places(overlay: str) -> list[Place]:
         Place("neighbour", {"app": "other"}, space),
         Place("name server", {"k8s-app": "kube-dns"}, "kube-system"),
         Place("pipelines", {"app": "ml-pipeline"}, "kubeflow"),
+        Place("ray operator", {"app.kubernetes.io/name": "kuberay-operator"}, "kuberay-system"),
     ]
 
 
