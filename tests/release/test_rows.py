@@ -71,6 +71,19 @@ def test_many_blocks_and_an_empty_table(tmp_path: Path, workers: int) -> None:
     check(rows, [], known)
 
 
+def test_an_id_that_went_and_came_back_in_one_save_has_its_new_row(tmp_path: Path) -> None:
+    old: Known = {(0, one): ("row", [1.0] * (K + Z)) for one in range(9)}
+    new: Known = {(0, one): ("row", [2.0] * (K + Z)) for one in range(3)} | {(0, 3): ("waits", 1)}
+    layers = (
+        write_layer(str(tmp_path), "step-0000000001", 1, old, set(), 1),
+        write_layer(str(tmp_path), "step-0000000002", 2, new, {(0, one) for one in range(5)}, 1),
+    )
+    manifest = manifest_of(layers, 2)
+    reference = manifest.write(manifests.manifest_uri(str(tmp_path / "run"), 2))
+    known = {place: old[place] for place in old if place[1] >= 5} | new
+    check(rows_of(reference, manifest), [(0, one) for one in range(10)], known)
+
+
 def test_without_layers_no_id_has_a_row() -> None:
     rows = Rows([], TABLES, K)
     assert rows.find(np.arange(3), np.zeros(3, np.int64)).block_U.tolist() == [-1, -1, -1]
