@@ -118,7 +118,7 @@ def test_a_wrong_value_is_told_with_what_it_must_be(base: Path, override: str, m
         ),
         (
             ["fields=[{name='user'}, {name='film'}, {name='both', cross=['user', 'film'], column='x'}]"],
-            "fields.2: cross makes the value from other fields; remove column, which is for a column",
+            "fields.both: cross makes the value from other fields; remove column, which is for a column",
         ),
         (
             ["train.lr_schedule=step"],

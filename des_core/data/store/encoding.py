@@ -209,8 +209,10 @@ class _Encoder:
         keys, texts = zip(*(self.values[part] for part in field.cross), strict=True)
         keys_R = combined_keys(keys)
         self.columns[field.name] = pa.array(keys_R)
-        whole = [one_chunk(as_text(text)).cast(pa.large_string()) for text in texts]
-        joined = pc.binary_join_element_wise(*whole, " x ", null_handling="replace", null_replacement="(missing)")
+        whole = [as_text(text).cast(pa.large_string()) for text in texts]
+        joined = pc.binary_join_element_wise(
+            *whole, pa.scalar(" x ", pa.large_string()), null_handling="replace", null_replacement="(missing)"
+        )
         self.values[field.name] = (keys_R, joined)
 
     def _in_form(self, values: pa.Array, field: FieldSpec) -> pa.Array:
