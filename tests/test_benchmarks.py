@@ -32,6 +32,12 @@ def test_ingest() -> None:
     assert int(event["rows"]) == 20_000 and float(event["rows_per_s"]) > 0
 
 
+def test_judge() -> None:
+    events = [event for event in map(parse_event, bench("judge.py", "--rows", "40000", "--workers", "2")) if event]
+    assert [event["workers"] for event in events] == ["2", "2"] and events[0]["auc"] == events[1]["auc"]
+    assert 0.6 < float(events[0]["auc"]) < 0.8 and int(events[0]["rows_per_cpu_s"]) > 0
+
+
 def test_index() -> None:
     words = ["--keys", "20000", "--rows", "50000", "--batch", "2000", "--rounds", "6"]
     lookups, _, eviction = filter(None, map(parse_event, bench("index.py", *words)))

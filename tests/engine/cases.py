@@ -130,6 +130,14 @@ def new_rows(peers: Collectives, config: str, dataset: str, day: dict[str, Any])
     score(_run(config, dataset, day), peers, False)
 
 
+def finite(peers: Collectives, config: str, dataset: str, bad: list[int]) -> None:
+    """Check scores of the test rows, of which some are not finite."""
+    run = _run(config, dataset)
+    places = homes.places(Dataset.load(run.dataset).rows("test"), peers)
+    scores = np.where(np.isin(places, bad), np.nan, 0.5)
+    homes.check_finite(peers, run.dataset, "test", Rows(np.zeros(len(places), np.float32), places), scores)
+
+
 def look_up(peers: Collectives, seed: int, here: int, there: int, round_: int) -> float:
     """How far values that were looked up in other workers' are from those under their keys, found or not."""
     random = np.random.default_rng(seed)
@@ -329,6 +337,7 @@ CASES = {
     "report": report,
     "new_rows": new_rows,
     "look_up": look_up,
+    "finite": finite,
     "sliced": sliced,
     "operator": operator,
     "imported": imported,

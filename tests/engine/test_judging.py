@@ -156,3 +156,15 @@ def test_slices_are_the_most_frequent_values_and_a_row_counts_once(
     for workers in (1, 3, 4):
         words = {"config": config.model_dump_json(), "dataset": str(reference), "field": field, "seed": 5}
         near(group(workers).do("sliced", **words)[0], wanted)
+
+
+def test_scores_that_are_not_finite_are_refused_by_the_name_of_the_first(
+    group: Callable[[int], Group], tmp_path: Path
+) -> None:
+    config = tiny.config(tmp_path)
+    words = {"config": config.model_dump_json(), "dataset": str(tiny.store(config, rows=4000))}
+    for workers in (1, 3):
+        group(workers).do("finite", **words, bad=[])
+        told = "2 test rows have no finite prediction, the first is sample 0123456789abcdef:3617; is a number"
+        with pytest.raises(AssertionError, match=told):
+            group(workers).do("finite", **words, bad=[399, 17])
