@@ -11,6 +11,7 @@ Models of hand-made weights, ``--values`` rows for each categorical field, Zipf 
     model     Scorer.score on a table of raw records: encode, de-duplicate, find rows, forward; CPU time of one thread
     batches   1,000 records a request (dataframe_split), 2 connections kept open
     single    one record a request (dataframe_records), by connections kept open; each asks again once answered
+    lookups   ids drawn alike, by CPU time of one thread
     disk      single records with values drawn alike, of the model alone: warm; and when before each of them the
               files of weights were dropped from the system's memory, so that every page is read from the disk
     memory    the same records over HTTP, by a replica with ``--memory`` of a quarter of the model: the most of the
@@ -33,6 +34,7 @@ import logging
 import mmap
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -66,6 +68,7 @@ from des_core.release.serve import serving  # noqa: E402
 from des_core.release.serve.weight_files import advise  # noqa: E402
 
 BATCH = 1000
+LOOKUPS = 50_000
 ZIPF = 1.2
 DEMO = ("user", "item", "category", "advertiser", "site", "slot", "device", "region")
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -151,6 +154,27 @@ def alone(folder: Path, columns: Columns, seconds: float) -> Iterator[tuple[str,
         yield f"model alone, {size:,} a batch", f"{size / middle:,.0f} records/s per core ({middle * 1e3:.2f} ms)"
 
 
+def lookups(folders: list[Path], config: Config, values: int) -> tuple[str, str]:
+    """CPU time of a lookup with its row, in one layer and in two."""
+    random = np.random.default_rng(3)
+    keys, fields = hash_values(pa.array(values_of(values))), specs_of(fields_of(config))
+    tables = sorted({field.table for field in fields})
+    names = [field.table for field in fields if field.kind != "numeric"]
+    middles = []
+    for rows in (serving.Scorer(str(folder)).rows for folder in folders):
+        times = []
+        for _ in range(20):
+            asked = random.integers(0, len(names), LOOKUPS)
+            ids = np.concatenate([ids_of(random.choice(keys, np.sum(asked == n)), names[n]) for n in range(len(names))])
+            of = np.repeat([tables.index(name) for name in names], np.bincount(asked, minlength=len(names)))
+            order = random.permutation(LOOKUPS)
+            started = time.thread_time()
+            rows.rows(rows.find(ids[order], of[order]))
+            times.append((time.thread_time() - started) / LOOKUPS)
+        middles.append(float(np.median(times)) * 1e9)
+    return "a lookup with its row, in one layer and in two", ", ".join(f"{middle:.0f} ns" for middle in middles)
+
+
 def one_by_one(folder: Path, root: Path, columns: Columns) -> Iterator[tuple[str, str]]:
     """Single records with the files of weights in the system's memory, and without."""
     scorer = serving.Scorer(str(folder))
@@ -159,18 +183,22 @@ def one_by_one(folder: Path, root: Path, columns: Columns) -> Iterator[tuple[str
     for table in tables[:20]:
         scorer.score(table)
     for how, cold in (("in the system's memory", False), ("on the disk", True)):
-        times = []
+        times, spent, pages = [], [], []
         for table in tables[20:]:
             if cold:
                 for file in scorer.rows.files:
                     advise(file, mmap.MADV_DONTNEED, 0, file.size)
                 for path in root.rglob("*.arrow"):
                     forget(path)
+            used, read = time.thread_time(), resource.getrusage(resource.RUSAGE_SELF).ru_majflt
             started = time.perf_counter()
             scorer.score(table)
             times.append(time.perf_counter() - started)
+            spent.append(time.thread_time() - used)
+            pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_majflt - read)
         p50, p99 = np.percentile(times, [50, 99]) * 1e3
-        yield f"model alone, single, weights {how}", f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
+        middle = f"{np.median(spent) * 1e3:.1f} ms by CPU time, {np.median(pages):.0f} pages from the disk"
+        yield f"model alone, single, weights {how}", f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, {middle}"
 
 
 def forget(path: Path) -> None:
@@ -352,6 +380,7 @@ def measure(root: Path, uri: str, name: str, values: int, seconds: float) -> Ite
     model = root / name / "1" / "model"
     yield from alone(model, columns, seconds)
     alike = records_of(config, values, 4096, 2, alike=True)
+    yield lookups([model, root / name / "2" / "model"], config, values)
     yield from one_by_one(model, root / "checkpoints" / name, alike)
     with replica(uri, name) as (port, process):
         yield in_memory(port, process, alike, "no bound", seconds)

@@ -106,6 +106,6 @@ def test_gpu() -> None:
 def test_serve() -> None:
     lines = bench("serve.py", "--values", "500", "--seconds", "1", "--models", "demo")
     answers = {question.strip(): answer for _, _, question, answer, _ in (line.split("|") for line in lines[4:])}
-    assert len(answers) == 11 and "FAILED" not in str(answers)
+    assert len(answers) == 12 and "FAILED" not in str(answers)
     (moved,) = (answer for question, answer in answers.items() if question.startswith("alias moved"))
     assert moved.strip().startswith("0 of ")

@@ -131,6 +131,14 @@ def test_registering_copies_no_weights_and_a_small_models_files_alone(
     np.testing.assert_array_equal(serving.Scorer(str(folder)).score_dataset(run.dataset, "test")[2], expected)
 
 
+def test_a_model_whose_weights_are_gone_is_not_registered(group: Callable[[int], Group], tmp_path: Path) -> None:
+    run = trained(group(1), tmp_path, {"model": {"name": "lr"}})
+    (weights,) = Path(checkpoint_of(run)[0].uri).parent.glob("weights-*")
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"weights-00000-000\.arrow is missing, .* names it; train again"):
+        serving.write(run, str(tmp_path / "model"))
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

@@ -356,7 +356,7 @@ def test_weights_in_a_bucket_are_fetched_once_and_a_fault_is_mended_or_named(
     # A file that is mapped is not changed in its place.
     copy.unlink()
     copy.write_bytes(whole[:100] + bytes(len(whole) - 100))
-    with pytest.raises(CheckpointError, match=r"weights-00000-000\.arrow is missing, with weights of the model"):
+    with pytest.raises(CheckpointError, match=r"weights-00000-000\.arrow is missing, with the weights of table"):
         scores()
     copy.write_bytes(bytes(len(whole)))
     storage.write_bytes(address, whole)

@@ -104,8 +104,11 @@ def copy(reference: Reference, manifest: Manifest, root: str, target: str) -> No
     for uri in uris:
         filesystem, path = storage.resolve(uri)
         place = storage.join(target, uri.removeprefix(root.rstrip("/") + "/"))
-        with filesystem.open_input_stream(path) as stream, storage.writer(place) as file:
-            shutil.copyfileobj(stream, file, 1 << 22)
+        try:
+            with filesystem.open_input_stream(path) as stream, storage.writer(place) as file:
+                shutil.copyfileobj(stream, file, 1 << 22)
+        except FileNotFoundError:
+            raise CheckpointError(f"{uri} is missing, and the model's checkpoint names it; train again") from None
 
 
 class _File:
@@ -152,7 +155,7 @@ class _File:
                 return open(storage.resolve(self._uri)[1], "rb")
             return cache.fetch(self._uri, self.copy)
         except FileNotFoundError:
-            raise CheckpointError(f"{self._uri} is missing, with weights of the model; {FIX}") from None
+            raise CheckpointError(f"{self._uri} is missing, with the {where(self._blocks[0])}; {FIX}") from None
 
     def _map(self, file: BinaryIO) -> tuple[pa.Buffer, list[MappedBlock]]:
         # Not by its name, which may be another file's by now.
