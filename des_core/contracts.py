@@ -141,12 +141,19 @@ class FieldSpec(Record):
     """Of a categorical or multi field."""
     cross: tuple[str, ...] = ()
     """Fields whose combination this one is; it has no column of its own then."""
+    wide: bool = False
+    """Whether only the linear part reads it."""
     input: Literal["rows", "dense"] = "rows"
 
 
 def read_as(fields: Iterable[FieldSpec], input_: str) -> tuple[FieldSpec, ...]:
-    """Those fields whose ``input`` it is, in order."""
-    return tuple(field for field in fields if field.input == input_)
+    """Those fields whose ``input`` it is, in order, wide ones last."""
+    return tuple(sorted((field for field in fields if field.input == input_), key=lambda field: field.wide))
+
+
+def deep_names(fields: Iterable[FieldSpec]) -> list[str]:
+    """Names of the fields whose vectors the model reads, F: those with rows, in their order, but for wide ones."""
+    return [field.name for field in read_as(fields, "rows") if not field.wide]
 
 
 class FieldStats(Record):

@@ -121,6 +121,15 @@ def test_a_wrong_value_is_told_with_what_it_must_be(base: Path, override: str, m
             "fields.both: cross makes the value from other fields; remove column, which is for a column",
         ),
         (
+            ["fields=[{name='user', wide=true}]"],
+            "fields: all that own rows are wide; leave one at least for the rest of the model",
+        ),
+        (
+            ["fields=[{name='user', wide=true, table='t'}, {name='film', table='t'}]"],
+            "fields.film: shares a table with a wide field, read in part only; set wide = true for all fields of the "
+            "table, or for none",
+        ),
+        (
             ["train.lr_schedule=step"],
             "train: lr_schedule = 'step' needs lr_decay_steps, after so many of which rates are multiplied",
         ),

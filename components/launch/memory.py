@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from des_core.config import LAUNCHER_BYTES, Config, worker_limit
-from des_core.contracts import Dataset
+from des_core.contracts import Dataset, deep_names
 from des_core.log import byte_text
 from des_core.run import Run
 
@@ -37,8 +37,7 @@ def check(run: Run) -> None:
     from des_core.engine import footprint
     from des_core.engine.models import build
 
-    names = [field.name for field in dataset.row_fields]
-    model = build(config.model, names, len(dataset.dense_fields), config.run.seed)
+    model = build(config.model, deep_names(dataset.fields), len(dataset.dense_fields), config.run.seed)
     known_rows = footprint.champion_rows(run)
     footprint.fit(config, dataset, config.train.workers, model, limit_of(config), known_rows)
 

@@ -45,6 +45,11 @@ class FieldConfig(Section):
         description="Names of other categorical fields, such as ['user', 'category']: this field's value is the "
         "combination of theirs. A missing part counts as a value; where all are missing, so is the combination.",
     )
+    wide: bool = Field(
+        False,
+        description="Only the model's linear part reads the field, as crosses in Wide & Deep; needs a model with one: "
+        "lr, fm, fwfm, wide_deep, deepfm, fibinet.",
+    )
     table: str = Field(
         "", description="Fields that name the same table share its rows; empty: a table of the field's own."
     )
@@ -64,6 +69,8 @@ class FieldConfig(Section):
             raise ValueError("input = 'dense' needs kind = 'numeric', no buckets and no table")
         if self.cross:
             self._check_cross()
+        if self.wide and self.input == "dense":
+            raise ValueError("wide is for fields with rows; a dense input has a linear weight already")
         if self.form and self.kind == "numeric":
             raise ValueError("form is for values that own rows; a numeric field's are numbers already")
         if self.weight and self.kind == "numeric":

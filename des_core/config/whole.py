@@ -62,6 +62,7 @@ class Config(Section):
         if self.fields and all(field.input == "dense" for field in self.fields):
             raise ValueError("fields: all are dense inputs; at least one must own rows (input = 'rows')")
         self._check_crosses()
+        self._check_wide()
         if not self.fields and self.source.format in ("csv", "parquet"):
             raise ValueError(f"fields: none declared; add [[fields]] tables (format {self.source.format} has no own)")
         if self.split.by == "time" and not self.source.time and self.source.format != "synthetic":
@@ -87,6 +88,18 @@ class Config(Section):
                 f"cluster.nodes * cluster.nproc_per_node = {places} must be train.workers = {self.train.workers}"
             )
         return self
+
+    def _check_wide(self) -> None:
+        """Raise ``ValueError`` where wide fields share what others read, or nothing is left for the rest."""
+        wide = {field.table or field.name for field in self.fields if field.wide}
+        for field in self.fields:
+            if (field.table or field.name) in wide and not field.wide and field.input == "rows":
+                fix = "set wide = true for all fields of the table, or for none"
+                raise ValueError(f"fields.{field.name}: shares a table with a wide field, read in part only; {fix}")
+        if wide and all(field.wide or field.input == "dense" for field in self.fields):
+            raise ValueError("fields: all that own rows are wide; leave one at least for the rest of the model")
+        if wide and self.train.kernels == "triton":
+            raise ValueError("wide = true needs train.kernels = 'torch'")
 
     def _check_crosses(self) -> None:
         """Raise ``ValueError`` unless the parts of crosses are categorical fields."""
@@ -201,8 +214,9 @@ class Config(Section):
             if content["source"][key] == default:
                 content["source"].pop(key)
         for field in content["fields"]:
-            if not field["cross"]:
-                field.pop("cross")
+            for key in ("cross", "wide"):
+                if not field[key]:
+                    field.pop(key)
         content["allowed_lateness"] = self.recurring.allowed_lateness
         content["seed"] = self.run.seed
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

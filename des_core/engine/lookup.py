@@ -30,6 +30,7 @@ def shard_of(
     samples: int,
     fields_O: Tensor,
     inputs_BM: Tensor,
+    wide: int = 0,
 ) -> Shard:
     """A shard of a batch's lookups and the unique rows they read."""
     device = rows_UK.device
@@ -42,4 +43,5 @@ def shard_of(
         samples=samples,
         fields_O=fields_O,
         inputs_BM=inputs_BM,
+        wide=wide,
     )

@@ -78,6 +78,8 @@ class Ready:
     inverse_L: Array
     staged: StagedBatch
     routing: RowRouting | None
+    tables_U: Array
+    """Numbers of the tables of the batch's unique ids."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ class Worker:
         self.decay = Decay()
         self.ownership = Ownership(self.dataset.row_fields, self.placement.owned(peers.rank))
         self.profile = Profile(peers.device, lambda: peers.spent_s)
-        self._fields_O = torch.tensor(self.ownership.indices, dtype=torch.int64, device=peers.device)
+        deep = [number for number in self.ownership.indices if number < base.fields]
+        self._wide = len(self.ownership.indices) - len(deep)
+        self._fields_O = torch.tensor(deep, dtype=torch.int64, device=peers.device)
         self._sent = np.zeros(2)
         self.steps = 0
         """Steps that the weights have seen."""
@@ -123,7 +127,16 @@ class Worker:
 
     def _make_table(self, config: Config, zeros: int) -> Table:
         settings, device = config.table, self.peers.device
-        return Table(self.model.row_width, zeros, config.run.seed, config.model.init, settings, device, self.dtype)
+        bare = self._tables_without_factors
+        return Table(
+            self.model.row_width, zeros, config.run.seed, config.model.init, settings, device, self.dtype, bare
+        )
+
+    @property
+    def _tables_without_factors(self) -> Array:
+        """Numbers of the tables whose rows only the linear part reads."""
+        wide = {field.table for field in self.dataset.row_fields if field.wide}
+        return np.array([number for number, table in enumerate(self.placement.tables) if table in wide], np.int64)
 
     def choose_plan(self, link: Link | None = None, chosen: dict[str, Any] | None = None) -> None:
         """Choose the plan: the cheapest over a link, or one that was chosen before."""
@@ -220,7 +233,7 @@ class Worker:
             staged = self.table.stage(ids_U, tables_U, counts_U, step)
             lookups = known_only(lookups, inverse_L, staged.slots_U)
             sent = self._route_rows(lookups, inverse_L, batch.num_rows)
-        return Ready(batch, step, lookups, inverse_L, staged, sent)
+        return Ready(batch, step, lookups, inverse_L, staged, sent, tables_U)
 
     def _route_rows(self, lookups: Lookups, inverse_L: Array, samples: int) -> RowRouting | None:
         if not self.plan.rows:
@@ -253,6 +266,7 @@ class Worker:
         with profile.phase("backward"):
             self.dense.zero_gradients()
             loss.backward()
+            self._without_factors(shard, ready)
             summed, squares = self._sum_dense_gradients(loss.detach(), self._row_squares(shard))
             mean = self._accept(summed, loss_b.detach(), ready, home)
         with profile.phase("update"), torch.no_grad():
@@ -341,7 +355,7 @@ class Worker:
             rows_UK *= torch.from_numpy(factors_U).to(rows_UK)[:, None]
 
     def _shard(self, lookups: Lookups, inverse_L: Array, rows_UK: Tensor, samples: int, home: Home) -> Shard:
-        shard = shard_of(lookups, inverse_L, rows_UK, samples, self._fields_O, self._inputs(samples, home))
+        shard = shard_of(lookups, inverse_L, rows_UK, samples, self._fields_O, self._inputs(samples, home), self._wide)
         return replace(self.plan.with_pooling(shard), total=self.exchange.sum_over_workers)
 
     def _inputs(self, samples: int, home: Home) -> Tensor:
@@ -386,6 +400,12 @@ class Worker:
 
     def _update_dense(self, rate: float) -> None:
         self.dense.step(rate)
+
+    def _without_factors(self, shard: Shard, ready: Ready) -> None:
+        """Leave the factors of rows that only the linear part reads at zero, where they were born."""
+        if self._wide and shard.rows_UK.grad is not None:
+            bare_U = np.flatnonzero(np.isin(ready.tables_U, self._tables_without_factors))
+            shard.rows_UK.grad[torch.from_numpy(bare_U).to(self.peers.device), 1:] = 0
 
     def _row_squares(self, shard: Shard) -> Tensor | None:
         """The sum of squares [1] of the gradients of the rows owned here, complete by now; None: nothing is clipped."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from des_core.config import Config
-from des_core.contracts import LABEL, Dataset, Reference
+from des_core.contracts import LABEL, Dataset, Reference, deep_names
 from des_core.data.feed.batches import Stream, dense_values, everything
 from des_core.engine.dense_layers import Home
 from des_core.engine.models import Model, build
@@ -26,16 +26,22 @@ class DenseModel(nn.Module):
 
     def __init__(self, config: Config, dataset: Dataset, batches: Iterable[pa.Table]) -> None:
         super().__init__()
-        self.model: Model = build(
-            config.model, [f.name for f in dataset.row_fields], len(dataset.dense_fields), config.run.seed
-        )
+        self.model: Model = build(config.model, deep_names(dataset.fields), len(dataset.dense_fields), config.run.seed)
         self.model.double()
         self._dataset, self._all = dataset, everything(dataset.row_fields)
-        self._ids = np.unique(np.concatenate([self._all.lookups(batch).ids for batch in batches]))
+        seen = [self._all.lookups(batch) for batch in batches]
+        self._ids = np.unique(np.concatenate([lookups.ids for lookups in seen]))
+        is_wide = np.array([field.wide for field in dataset.row_fields])
+        wide = np.concatenate([lookups.ids[is_wide[lookups.piece]] for lookups in seen])
         rows = torch.zeros(len(self._ids) + 1, self.model.row_width, dtype=torch.float64)
         factors = first_values(self._ids, self.model.factors, config.run.seed, config.model.init)
         rows[:-1, 1:] = torch.from_numpy(factors)
-        self.rows_RK = nn.Parameter(rows)
+        # A wide field's rows have a linear weight alone: their factors are zero, and get no gradient.
+        self._wide = len(dataset.row_fields) - len(deep_names(dataset.fields))
+        keep_R1 = torch.ones(len(rows), 1, dtype=torch.float64)
+        keep_R1[:-1][np.isin(self._ids, wide)] = 0
+        self._mask_RK = torch.cat([torch.ones_like(keep_R1), keep_R1.expand(-1, rows.shape[1] - 1)], 1)
+        self.rows_RK = nn.Parameter(rows * self._mask_RK)
 
     def forward(self, batch: pa.Table) -> Tensor:
         lookups = self._all.lookups(batch)
@@ -43,14 +49,15 @@ class DenseModel(nn.Module):
         known = self._ids[np.minimum(place, len(self._ids) - 1)] == lookups.ids
         inputs_BM = torch.from_numpy(dense_values(batch, self._dataset.dense_fields)).double()
         shard = Shard(
-            self.rows_RK,
+            self.rows_RK * self._mask_RK,
             torch.from_numpy(np.where(known, place, len(self._ids))),
             torch.from_numpy(lookups.sample),
             torch.from_numpy(lookups.piece),
             torch.from_numpy(np.where(known, lookups.x, 0)).double(),
             batch.num_rows,
-            torch.arange(len(self._dataset.row_fields)),
+            torch.arange(len(deep_names(self._dataset.fields))),
             inputs_BM,
+            wide=self._wide,
         )
         home = Home(0, batch.num_rows, batch.num_rows, training=self.training, inputs_BM=inputs_BM)
         logits_B: Tensor = self.model(totals_alone(self.model.by_name, shard), home)

@@ -19,7 +19,7 @@ from benchmarks import handmade
 from des_core.config import Config, parse_config
 from des_core.contracts import Dataset
 from des_core.data.feed.batches import ids_of
-from des_core.data.read.hashing import hash_values
+from des_core.data.read.hashing import combined_keys, hash_values
 from des_core.data.store.features import ingest
 from des_core.engine.models import build
 from des_core.errors import DataError
@@ -67,7 +67,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     assert "7.0,007,True" in (folder / "logs.csv").read_text()
     config = config_of(folder)
     fields = Dataset.load(ingest(config)).fields
-    assert {field.name: field.form for field in fields if field.kind != "numeric"} == {
+    assert {field.name: field.form for field in fields if field.kind != "numeric" and not field.cross} == {
         "user": "whole",
         "code": "text",
         "flag": "boolean",
@@ -75,6 +75,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     }
     random = np.random.default_rng(1)
     ids = {name: ids_of(hash_values(pa.array(texts)), name) for name, texts in VALUES.items()}
+    pairs = [hash_values(pa.array(texts)) for texts in (["7", "8", "9"], ["007", "010", "007"])]
+    ids["user_code"] = ids_of(combined_keys(pairs), "user_code")
     network = build(config.model, [field.name for field in fields], 0, 1)
     place = str(folder / "model")
     rows = {name: random.normal(0, 0.5, (len(ids[name]), network.row_width)).astype(np.float32) for name in ids}

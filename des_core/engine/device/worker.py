@@ -151,6 +151,9 @@ class DeviceWorker(Worker):
         assert isinstance(shard, DeviceShard) and shard.pooled is not None and shard.segments is not None
         shard.pooled.update(shard.segments, self.run.config.optimizer.rows, ready.step, rate, self._finite)
 
+    def _without_factors(self, shard: Shard, ready: DeviceReady) -> None:  # type: ignore[override]
+        """Nothing: the config refuses wide fields on a device."""
+
     def _row_squares(self, shard: Shard) -> Tensor | None:
         if not self.plan.clips:
             return None

@@ -132,7 +132,7 @@ class Exchange:
         messages = [part.numpy() for part in come.split(message_N)]
         inverse_L, sample_L, field_L, x_L = (
             torch.from_numpy(column).to(device)
-            for column in arrived(messages, come_N2[:, 0].numpy(), self._plan.owned, samples)
+            for column in arrived(messages, come_N2[:, 0].numpy(), self._plan.pieces, samples)
         )
         sent_Uk = shard.rows_UK[:, reads].index_select(0, torch.from_numpy(routing.rows).to(device))
         send = [{"rows": int(n) * width} for n in routing.rows_N]
@@ -147,6 +147,7 @@ class Exchange:
             samples=samples,
             fields_O=torch.arange(self._fields, device=device),
             inputs_BM=inputs_bM,
+            wide=len({number for own in self._plan.wide for number in own}),
         )
         return self._plan.with_pooling(come_home)
 

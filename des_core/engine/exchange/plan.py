@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from des_core.config import Config, worker_limit
-from des_core.contracts import Dataset, Reference
+from des_core.contracts import Dataset, Reference, deep_names
 from des_core.data.feed.batches import BUCKET_BITS, Stream, everything
 from des_core.engine.dense_layers import GlobalBatchNorm
 from des_core.engine.exchange.collectives import WAYS, entry
@@ -89,13 +89,21 @@ class Plan:
     fields: int
     """Fields with rows, F."""
     owned: list[list[int]]
-    """Numbers of the fields each worker owns pieces of."""
+    """Numbers of the fields each worker owns pieces of, without wide ones."""
     number_bytes: int
     payload_bytes: int
     """Of a number of partials, vectors and rows on the wire."""
     traffic: Traffic = Traffic(0, 0)
     clips: bool = False
     """Whether gradients are clipped by their norm: the squares of rows' gradients are one more number to sum."""
+
+    wide: tuple[tuple[int, ...], ...] = ()
+    """Numbers of the wide fields, from F on, each worker owns pieces of; empty: there are none."""
+
+    @property
+    def pieces(self) -> list[list[int]]:
+        """Numbers of all fields each worker owns pieces of."""
+        return [[*deep, *wide] for deep, wide in zip(self.owned, self.wide or ((),) * len(self.owned), strict=True)]
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -230,8 +238,8 @@ def layout(
     Raises:
         ConfigError: a worker would need more memory than the config lets it have.
     """
-    rows, inputs = dataset.row_fields, dataset.dense_fields
-    model = build(config.model, [field.name for field in rows], len(inputs), config.run.seed)
+    rows, inputs, names = dataset.row_fields, dataset.dense_fields, deep_names(dataset.fields)
+    model = build(config.model, names, len(inputs), config.run.seed)
     placement = fit(
         config,
         dataset,
@@ -240,13 +248,20 @@ def layout(
         lambda _: worker_limit(config.train.worker_memory_mb, config.cluster),
         known_rows,
     )
-    owned = [placement.fields(worker, [field.table for field in rows]) for worker in range(workers)]
+    pieces = [placement.fields(worker, [field.table for field in rows]) for worker in range(workers)]
+    owned = [[number for number in own if number < len(names)] for own in pieces]
+    wide = tuple(tuple(number for number in own if number >= len(names)) for own in pieces)
+    if len(names) < len(rows) and not any(op.linear for op in model.by_name.values()):
+        raise ConfigError(
+            f"fields.{rows[-1].name}: wide = true needs a model with a linear part, which {config.model.name} has not; "
+            "take fm, fwfm, wide_deep, deepfm or fibinet, or set it to false"
+        )
     size = number_bytes(config)
     payload = 2 if config.train.payload == "bf16" else size
     nothing = Traffic(0, 0)
     traffic = sampled_traffic(dataset, reference, placement, config.train.batch, workers) if measured else nothing
     clips = bool(config.train.max_grad_norm)
-    base = Plan(model, {}, False, len(rows), owned, size, payload, traffic, clips)
+    base = Plan(model, {}, False, len(names), owned, size, payload, traffic, clips, wide)
     return placement, base
 
 
@@ -341,5 +356,5 @@ def balances(dataset: Dataset, placement: Placement, plan: Plan) -> list[dict[st
             "bytes_share": float(placement.rows_N[worker] / placement.rows_N.sum()),
             "rows": round(float(placement.rows_N[worker])),
         }
-        for worker, pieces in enumerate(plan.owned)
+        for worker, pieces in enumerate(plan.pieces)
     ]

@@ -39,7 +39,7 @@ class Shard:
     x_L: Tensor
     samples: int
     fields_O: Tensor
-    """Numbers of the fields owned here."""
+    """Numbers of the fields owned here whose vectors are read."""
     inputs_BM: Tensor
     """Dense inputs of the samples whose home is here, zero elsewhere."""
     total: Callable[[str, Tensor], Tensor] = lambda line, part: part
@@ -48,11 +48,14 @@ class Shard:
     """Whether ``vectors_BOk`` are read."""
     squares: bool = True
     """Whether ``squares_B`` is read."""
+    wide: int = 0
+    """Fields owned here, after those of ``fields_O``, of which only the linear weight is read: their factors are 0."""
 
     @cached_property
     def _pooled(self) -> tuple[Tensor, Tensor, Tensor]:
         places = (self.inverse_L, self.sample_L, self.piece_L, self.x_L)
-        return pool(self.rows_UK, *places, self.samples, len(self.fields_O) if self.by_field else 0, self.squares)
+        pieces = len(self.fields_O) + self.wide
+        return pool(self.rows_UK, *places, self.samples, pieces if self.by_field else 0, self.squares)
 
     @property
     def linear_B(self) -> Tensor:
@@ -67,7 +70,7 @@ class Shard:
     @property
     def vectors_BOk(self) -> Tensor:
         """x times the factors, added up per sample and owned field; a field's absent values add nothing."""
-        return self._pooled[1]
+        return self._pooled[1][:, : len(self.fields_O)] if self.wide else self._pooled[1]
 
     @property
     def squares_B(self) -> Tensor:

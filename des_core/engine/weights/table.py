@@ -56,6 +56,7 @@ class Table:
         init: standard deviation of the factors' first values (they are uniform).
         settings: which ids own rows.
         device, dtype: of rows and state.
+        bare: numbers of tables whose rows are born with factors of zero.
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class Table:
         settings: TableConfig,
         device: torch.device,
         dtype: torch.dtype,
+        bare: Array | None = None,
     ) -> None:
+        self._bare = bare
         self._width, self._seed, self._init, self._settings = width, seed, init, settings
         self._keys, self._committed = Keys(), 0
         self._rows, self._state = Rows(width, device, dtype), Rows(state_width, device, dtype)
@@ -161,6 +164,8 @@ class Table:
             slots_U[born] = self._keys.insert(ids_U[born], tables_U[born], before[admitted], step)
         new_rows_NK = np.zeros((len(born), self._width), self._number)
         new_rows_NK[:, 1:] = first_values(ids_U[born], self._width - 1, self._seed, self._init)
+        if self._bare is not None:
+            new_rows_NK[np.isin(tables_U[born], self._bare), 1:] = 0
         self.admitted += len(born)
         return StagedBatch(slots_U, self._keys.record_lookups(slots_U, counts_U, step), first_slot, new_rows_NK)
 

@@ -24,7 +24,7 @@ from des_core import storage
 from des_core.checkpoint import manifest as manifests
 from des_core.checkpoint.manifest import DENSE, Manifest
 from des_core.config import Config
-from des_core.contracts import FILE, LABEL, ROW, Dataset, FieldSpec, Record, Reference, read_as
+from des_core.contracts import FILE, LABEL, ROW, Dataset, FieldSpec, Record, Reference, deep_names, read_as
 from des_core.data.feed.batches import Stream, columns_of, dense_values, everything, sample_ids
 from des_core.data.store.features import encode
 from des_core.engine.dense_layers import Home
@@ -168,7 +168,8 @@ class Scorer:
             self._model.double()
         self._decay, self._steps = Decay(manifest.trainer["decays"]), manifest.step
         self._ownership = everything(self._fields)
-        self._fields_O = torch.arange(len(self._fields))
+        self._fields_O = torch.arange(len(deep_names(self._fields)))
+        self._wide = len(self._fields) - len(self._fields_O)
         tables = [field.table for field in self._fields]
         self._tables_O = np.array([manifest.shape.tables.index(table) for table in tables], np.int64)
         # Whoever sends records must not be able to choose ids that meet in one place.
@@ -183,7 +184,7 @@ class Scorer:
             raise CheckpointError(f"{error}, or train and register the model again") from None
         head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         there = {key: tuple(head[key]["shape"]) for key in head if key != "__metadata__"}
-        names = [field.name for field in self._fields]
+        names = deep_names(self._fields)
         wanted = (description.config.model, names, len(self._inputs), description.config.run.seed)
         with torch.device("meta"):
             sizes = {name: tuple(tensor.shape) for name, tensor in build(*wanted).state_dict().items()}
@@ -272,7 +273,7 @@ class Scorer:
             rows_UK *= self._decay.missed(self.rows.last(found), self._steps + 1)[:, None].astype(rows_UK.dtype)
         rows = torch.from_numpy(rows_UK)
         inputs_BM = torch.from_numpy(dense_values(features, self._inputs)).to(rows.dtype)
-        shard = shard_of(lookups, inverse_L, rows, features.num_rows, self._fields_O, inputs_BM)
+        shard = shard_of(lookups, inverse_L, rows, features.num_rows, self._fields_O, inputs_BM, self._wide)
         # In training's order of additions: what is read by no operator is not formed on the way.
         operators = self._model.by_name.values()
         by_field, squares = any(op.by_field for op in operators), any(op.squares for op in operators)
