@@ -31,7 +31,7 @@ RUN groupadd --gid 10001 des \
 # Dependencies change seldom and weigh gigabytes: a layer of their own, from the locked versions.
 WORKDIR /usr/src/des
 COPY pyproject.toml requirements.lock ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], 'setuptools', sep='\n')" > runtime.txt \
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['ray'], 'setuptools', sep='\n')" > runtime.txt \
     && pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} -c requirements.lock -r runtime.txt
 
 COPY LICENSE README.md ./

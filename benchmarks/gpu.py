@@ -47,7 +47,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from des_core import log, storage
 from des_core.config import Config, parse_config
-from des_core.contracts import FILE, LABEL, ROW, Dataset, FieldSpec, FieldStats, Part, Reference, Segment
+from des_core.contracts import FILE, LABEL, ROW, Dataset, FieldSpec, FieldStats, Part, Reference, RowsFile, Segment
 from des_core.data.feed.batches import ids_of
 from des_core.data.feed.prefetch import ahead
 from des_core.data.store.parts import footer_of
@@ -94,7 +94,7 @@ def dataset_of(config: Config, rows: int, fields: int, folder: Path) -> Referenc
     one = {name: pa.array([0]) for name in names(fields)}
     one |= {LABEL: pa.array([0.0], pa.float32()), FILE: pa.array([0], pa.int32()), ROW: pa.array([0])}
     pq.write_table(pa.table(one), file)
-    part = Part(path="all/data.parquet", sha256="", footer=footer_of(str(file)), rows=1)
+    part = Part(files=(RowsFile(path="all/data.parquet", sha256="", footer=footer_of(str(file)), rows=1),))
     uri = str(folder / "features" / "manifest.json")
     Dataset(
         spec=config.features_digest,

@@ -85,7 +85,7 @@ def main() -> None:
         reference = ingest(config)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         part = Dataset.load(reference).parts["all"]
-        stored = os.path.getsize(os.path.join(config.features_root, part.path))
+        stored = sum(os.path.getsize(os.path.join(config.features_root, file.path)) for file in part.files)
         print(
             format_event(
                 "benchmark",

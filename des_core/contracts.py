@@ -175,23 +175,10 @@ class Segment(Record):
     stop: int
 
 
-class Part(Record):
-    """One Parquet file of the feature store."""
+class _Placed(Record):
+    """A record with paths relative to the folder of the dataset's manifest."""
 
-    path: str
-    """Relative to the folder of the dataset's manifest."""
-    sha256: str
-    footer: str = ""
-    """sha256 of the Parquet footer, which says where and how the rows lie; pages have checksums of their own. Empty: no
-    rows."""
-    rows: int
-    bad_rows: int = 0
-    quarantine: str = ""
-    """Relative path of the bad rows' file, or empty."""
-    first_file: int = 0
-    """Where this part's raw files begin in ``Dataset.files``."""
-
-    @field_validator("path", "quarantine")
+    @field_validator("path", "quarantine", check_fields=False)
     @classmethod
     def _stays_inside(cls, path: str) -> str:
         if path.startswith("/") or "\\" in path or "://" in path or ".." in path.split("/"):
@@ -199,10 +186,41 @@ class Part(Record):
         return path
 
 
+class RowsFile(_Placed):
+    """One Parquet file of the feature store: ``rows`` rows of a part."""
+
+    path: str
+    sha256: str
+    footer: str = ""
+    """sha256 of the Parquet footer, which says where and how the rows lie; pages have checksums of their own."""
+    rows: int
+
+
+class Part(_Placed):
+    """Rows in one order, as Parquet files one after the other; all but the last hold whole row groups."""
+
+    files: tuple[RowsFile, ...]
+    bad_rows: int = 0
+    quarantine: str = ""
+    """Relative path of the bad rows' file, or empty."""
+    first_file: int = 0
+    """Where this part's raw files begin in ``Dataset.files``."""
+
+    @property
+    def rows(self) -> int:
+        """Of all files."""
+        return sum(file.rows for file in self.files)
+
+    @property
+    def sha256(self) -> str:
+        """Of the files' digests."""
+        return hashlib.sha256("".join(file.sha256 for file in self.files).encode()).hexdigest()
+
+
 class Dataset(Record):
     """The feature store's manifest, ``features/SPEC/manifest.json``: written last, read first."""
 
-    format: int = 1
+    format: Literal[2] = 2
     spec: str
     """``Config.features_digest`` of the config that made it."""
     task: Literal["click", "rating"]

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from des_core import storage
 from des_core.config import Config, load_config
-from des_core.contracts import Dataset, FieldSpec, FieldStats, Part, Reference, Segment
+from des_core.contracts import Dataset, FieldSpec, FieldStats, Part, Reference, RowsFile, Segment
 from des_core.data.store import predictions
 from des_core.run import Day, Run, features_uri, pin
 from des_core.verdict import Champion
@@ -71,7 +71,7 @@ def dataset_of(config: Config) -> Dataset:
         fields=fields,
         has_group=False,
         has_time=False,
-        parts={"all": Part(path="all.parquet", sha256="0" * 64, rows=40_000, bad_rows=7)},
+        parts={"all": Part(files=(RowsFile(path="all.parquet", sha256="0" * 64, rows=40_000),), bad_rows=7)},
         splits={
             "train": (Segment(part="all", start=0, stop=32_000),),
             "valid": (Segment(part="all", start=32_000, stop=36_000),),

@@ -19,6 +19,7 @@ ONLY = {
     "torch.distributed": ("des_core/engine/exchange/collectives.py",),
     "mlflow": ("des_core/release/registry/",),
     "kubernetes": ("k8s/api.py",),
+    "ray": ("des_core/data/store/engine_ray.py",),
     "kfp": ("components/", "pipelines/"),
     "kfp_server_api": ("pipelines/client.py",),
     "pipelines": ("pipelines/",),

@@ -118,7 +118,11 @@ def test_the_image_s_dependencies_resolve_to_locked_versions_alone() -> None:
     assert step
     script = step[1].replace("open('pyproject.toml'", f"open({str(ROOT / 'pyproject.toml')!r}")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[:-1] == [*PROJECT["project"]["dependencies"], "setuptools"]
+    assert done.stdout.split("\n")[:-1] == [
+        *PROJECT["project"]["dependencies"],
+        *PROJECT["project"]["optional-dependencies"]["ray"],
+        "setuptools",
+    ]
     locked = {canonicalize_name(requirement.name) for requirement in LOCKED}
     wanted = {canonicalize_name(Requirement(line).name) for line in done.stdout.splitlines()}
     seen: set[str] = set()

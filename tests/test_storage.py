@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from des_core import storage
-from des_core.contracts import Part, Reference
+from des_core.contracts import Part, Reference, RowsFile
 from des_core.data.read import blocks, paths
 from des_core.data.store import parts
 from des_core.errors import DataError, StorageError, UnavailableError, UserError
@@ -234,7 +234,7 @@ def test_a_relative_path_counts_from_here(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_reference_says_where_and_what(root: str) -> None:
-    part = Part(path="day/rows.parquet", sha256="0" * 64, rows=7)
+    part = Part(files=(RowsFile(path="day/rows.parquet", sha256="0" * 64, rows=7),))
     reference = part.write(storage.join(root, "odd#sha256:name.json"))
     assert Reference.parse(str(reference)) == reference
     assert Part.load(reference) == part
@@ -269,8 +269,8 @@ def test_a_digest_is_of_the_bytes_as_they_lie(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["../rows.parquet", "/etc/passwd", "a/../../b", "s3://other/rows", "a\\..\\b"])
 def test_no_path_in_a_manifest_leads_out_of_its_folder(root: str, path: str) -> None:
     uri = storage.join(root, "part.json")
-    for key in ("path", "quarantine"):
-        part = {"path": "day/rows.parquet", "sha256": "0" * 64, "rows": 1} | {key: path}
+    file = {"path": "day/rows.parquet", "sha256": "0" * 64, "rows": 1}
+    for part in ({"files": [file | {"path": path}]}, {"files": [file], "quarantine": path}):
         reference = Reference(uri, storage.write_json(uri, part))
         with pytest.raises(StorageError, match="leads out of the feature store"):
             Part.load(reference)

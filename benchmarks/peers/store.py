@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.peers.case import DENSE_RATE, EPS, ROWS_RATE, SEED, Case, Part
 from des_core import storage
 from des_core.config import Config, parse_config
-from des_core.contracts import FILE, LABEL, ROW, ROW_GROUP, Dataset, FieldSpec, FieldStats, Reference, Segment
+from des_core.contracts import FILE, LABEL, ROW, ROW_GROUP, Dataset, FieldSpec, FieldStats, Reference, RowsFile, Segment
 from des_core.contracts import Part as StorePart
 from des_core.data.store.parts import footer_of
 
@@ -156,7 +156,11 @@ def _manifest(case: Case, samples: int, config: Config, log: Path) -> Dataset:
         has_group=False,
         has_time=False,
         parts={
-            "all": StorePart(path="all/data.parquet", sha256="", footer=footer_of(str(log)), rows=samples + 2 * HELD)
+            "all": StorePart(
+                files=(
+                    RowsFile(path="all/data.parquet", sha256="", footer=footer_of(str(log)), rows=samples + 2 * HELD),
+                )
+            )
         },
         splits={
             "train": (Segment(part="all", start=0, stop=samples),),

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from des_core.config import Config
+from des_core.cpus import cpu_quota
 from des_core.errors import ConfigError
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -41,29 +42,3 @@ def import_path() -> str:
     # Installed packages are found anyway, and must not come before the standard library.
     first = [] if home.name in ("site-packages", "dist-packages") else [str(home)]
     return os.pathsep.join([*first, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
-
-
-def cpu_quota(cgroups: str = "/sys/fs/cgroup") -> int:
-    """CPUs that this process may use: its affinity, or the control group's quota where that is less."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for quota, period in (_quota_v2(cgroups), _quota_v1(cgroups)):
-        if quota > 0 and period > 0:
-            allowed = min(allowed, max(1, quota // period))
-    return allowed
-
-
-def _quota_v2(cgroups: str) -> tuple[int, int]:
-    words = _words(f"{cgroups}/cpu.max")
-    return (int(words[0]), int(words[1])) if len(words) == 2 and words[0] != "max" else (0, 0)
-
-
-def _quota_v1(cgroups: str) -> tuple[int, int]:
-    quota, period = _words(f"{cgroups}/cpu/cpu.cfs_quota_us"), _words(f"{cgroups}/cpu/cpu.cfs_period_us")
-    return (int(quota[0]), int(period[0])) if quota and period else (0, 0)
-
-
-def _words(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().split()
-    except OSError:
-        return []

@@ -28,6 +28,7 @@ def serve(
 ) -> None:
     """Serve a registered model over HTTP, and follow its alias."""
     from components.launch import environment
+    from des_core.cpus import cpu_quota
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Requests are what runs side by side, not pieces of one.
@@ -38,5 +39,5 @@ def serve(
     loaded, uri = load_registry(model, config, set_)
     root = "" if loaded is None else loaded.storage.root
     replica = server.Replica(model, uri, poll_s, root, memory * 1_000_000)
-    server.serve(replica, host, port, environment.cpu_quota(), max_body_mb << 20)
+    server.serve(replica, host, port, cpu_quota(), max_body_mb << 20)
     answer(as_json, {"model": model, "requests": replica.monitor.requests.total()})

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from components.launch import local
-from components.launch.environment import cpu_quota, worker_environment
+from components.launch.environment import worker_environment
 from components.launch.failure import killed_worker, launch_error
 from components.launch.roles import launch
 from des_core import storage
+from des_core.cpus import cpu_quota
 from des_core.errors import CheckpointError, DesError, KilledError, PeerLostError, WorkerError
 from des_core.run import Run
 from tests.finished import finished_run

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from des_core.contracts import LABEL, ROW, ROW_GROUP, Dataset, FieldSpec, Part, Reference, Segment
+from des_core.contracts import LABEL, ROW, ROW_GROUP, Dataset, FieldSpec, Part, Reference, RowsFile, Segment
 from des_core.data.feed import batches
 from des_core.data.feed.batches import Ownership, Stream, everything, field_values, ids_of
 from des_core.data.read.hashing import MISSING
@@ -33,7 +33,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Reference:
         has_group=False,
         has_time=False,
         parts={
-            part: Part(path=f"{part}.parquet", sha256="", footer=footer_of(f"{folder}/{part}.parquet"), rows=rows)
+            part: Part(
+                files=(
+                    RowsFile(
+                        path=f"{part}.parquet", sha256="", footer=footer_of(f"{folder}/{part}.parquet"), rows=rows
+                    ),
+                )
+            )
             for part, rows in ROWS.items()
         },
         splits={

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from des_core.config import GateConfig, parse_config
-from des_core.contracts import FieldSpec
+from des_core.contracts import FieldSpec, Part
 from des_core.data.read import synthetic
 from des_core.data.read.hashing import MISSING
 from des_core.data.store import drift
@@ -24,7 +24,7 @@ NUMBER = FieldSpec(name="n", column="n", table="n", kind="numeric", transform="s
 
 def part(root: Path, name: str, spec: str = "one", **columns: pa.Array) -> None:
     written = write_rows(str(root), name, [pa.table(columns)], lambda _: None)
-    manifest = PartManifest(spec=spec, sources=(), files=0, part=written, texts={})
+    manifest = PartManifest(spec=spec, sources=(), files=0, part=Part(files=(written,)), texts={})
     manifest.write(manifest_uri(str(root), name))
 
 

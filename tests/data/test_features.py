@@ -20,7 +20,7 @@ from des_core.config import Config, parse_config
 from des_core.contracts import FILE, GROUP, LABEL, ROW, ROW_GROUP, TIME, Dataset, Reference, Segment
 from des_core.data.feed.batches import Stream
 from des_core.data.read.hashing import hash_text, splitmix64
-from des_core.data.store import sorting
+from des_core.data.store import encoded, runs, sorting
 from des_core.data.store.features import ingest, ingest_days, source_files
 from des_core.errors import DataError, StorageError
 
@@ -64,7 +64,8 @@ def load(reference: Reference) -> Dataset:
 
 def rows_of(reference: Reference, part: str) -> pa.Table:
     dataset = load(reference)
-    return pq.read_table(f"{reference.uri.removesuffix('/manifest.json')}/{dataset.parts[part].path}")
+    root = reference.uri.removesuffix("/manifest.json")
+    return pa.concat_tables([pq.read_table(f"{root}/{file.path}") for file in dataset.parts[part].files])
 
 
 def store(folder: Path) -> Path:
@@ -73,7 +74,11 @@ def store(folder: Path) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "digests.json"
+    }
 
 
 def test_columns_of_a_part(tmp_path: Path, make: Make) -> None:
@@ -94,8 +99,9 @@ def test_columns_of_a_part(tmp_path: Path, make: Make) -> None:
     users = hash_text(pa.array([f"u{row % 7}" for row in price.tolist()]))
     assert table.column("user").to_pylist() == table.column(GROUP).to_pylist() == users.tolist()
     assert dataset.files == (storage.digest_file(str(tmp_path / "log.csv"))[:16],)
-    assert dataset.parts["all"].sha256 == storage.digest_file(f"{store(tmp_path)}/{dataset.parts['all'].path}")
-    assert dataset.parts["all"].sha256[:16] in dataset.parts["all"].path
+    (file,) = dataset.parts["all"].files
+    assert file.sha256 == storage.digest_file(f"{store(tmp_path)}/{file.path}")
+    assert file.sha256[:16] in file.path
     assert (dataset.has_time, dataset.has_group, dataset.task) == (True, True, "click")
 
 
@@ -144,8 +150,8 @@ def test_spilling_changes_nothing(tmp_path: Path, make: Make, monkeypatch: pytes
     once = ingest(config)
     bytes_once = tree(tmp_path / "root")
     storage.delete(str(tmp_path / "root"))
-    for name, value in (("RUN_BYTES", 1), ("FAN_IN", 2), ("MERGE_ROWS", 100)):
-        monkeypatch.setattr(sorting, name, value)
+    monkeypatch.setattr(encoded, "RUN_BYTES", 1)
+    monkeypatch.setattr(runs, "RUN_ROWS", 100)
     monkeypatch.setattr("des_core.data.read.blocks.BLOCK_BYTES", 9000)
     assert ingest(config) == once
     assert tree(tmp_path / "root") == bytes_once
@@ -154,7 +160,7 @@ def test_spilling_changes_nothing(tmp_path: Path, make: Make, monkeypatch: pytes
 def test_row_groups_have_one_size(tmp_path: Path, make: Make) -> None:
     write_log(tmp_path / "log.csv", ROW_GROUP + 10)
     dataset = load(ingest(make(path="log.csv")))
-    metadata = pq.ParquetFile(store(tmp_path) / dataset.parts["all"].path).metadata
+    metadata = pq.ParquetFile(store(tmp_path) / dataset.parts["all"].files[0].path).metadata
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [ROW_GROUP, 10]
 
 
@@ -288,7 +294,7 @@ def test_crashes_leave_nothing_that_is_taken_for_whole(tmp_path: Path, make: Mak
     (features / ".scratch-all").mkdir()
     (features / ".scratch-all/0.arrow").write_bytes(b"half")
     (features / "all/manifest.json").unlink()
-    (features / "all/incoming.parquet.partial-1").write_bytes(b"half")
+    (features / "all/incoming-0.parquet.partial-1").write_bytes(b"half")
     assert ingest(config) == reference
     assert tree(tmp_path / "root") == clean
     next(features.glob("all/rows-*")).unlink()
@@ -309,15 +315,16 @@ def test_a_crash_while_a_changed_log_is_ingested_keeps_the_old_features(
     write_log(tmp_path / "log.csv", 600)
 
     def crash(self: object) -> Iterator[pa.Table]:
-        yield pq.read_table(store(tmp_path) / load(reference).parts["all"].path)
+        yield pq.read_table(store(tmp_path) / load(reference).parts["all"].files[0].path)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(sorting.Sorter, "sorted", crash)
         with pytest.raises(KeyboardInterrupt):
             ingest(config)
-    assert tree(tmp_path / "root") == before
+    assert {path: data for path, data in tree(tmp_path / "root").items() if ".scratch-" not in path} == before
     assert load(ingest(config)).parts["all"].rows == 600
+    assert not list(store(tmp_path).glob(".scratch-*"))
 
 
 def test_a_users_own_folder_in_the_store_stays(tmp_path: Path, make: Make) -> None:
@@ -359,7 +366,7 @@ def test_one_day_at_a_time(tmp_path: Path, make: Make) -> None:
     assert list(frozen.parts) == ["2026-01-01", "2026-01-02", "2026-01-03"]
     assert load(ingest(config)) == frozen
     write_log(tmp_path / "logs/2026-01-04.csv", 1000, first=5000, start=NOON + 86_400 * 3)
-    begun = store(tmp_path) / "2026-01-05/incoming.parquet.partial-7"
+    begun = store(tmp_path) / "2026-01-05/incoming-0.parquet.partial-7"
     begun.parent.mkdir()
     begun.write_bytes(b"another process writes this day")
     later = load(ingest(config, "2026-01-04"))
@@ -541,7 +548,7 @@ def test_memory_does_not_grow_with_the_log(tmp_path: Path, make: Make) -> None:
 import sys, pyarrow as pa
 from des_core.config import parse_config
 from des_core.data.read import blocks
-from des_core.data.store import sorting
+from des_core.data.store import encoded, runs, sorting
 from des_core.data.store.features import ingest
 blocks.BLOCK_BYTES, sorting.RUN_BYTES, sorting.MERGE_ROWS = 1 << 18, 4 << 20, 512
 ingest(parse_config(sys.argv[1]))
@@ -562,7 +569,7 @@ def test_a_flipped_bit_in_stored_rows_is_found(tmp_path: Path, make: Make) -> No
     write_log(tmp_path / "log.csv", 2000)
     reference = ingest(make(path="log.csv", time="t", group="user"))
     part = load(reference).parts["all"]
-    path = store(tmp_path) / part.path
+    path = store(tmp_path) / part.files[0].path
     whole = path.read_bytes()
     columns = [LABEL, GROUP, TIME, ROW, "user", "price", "tags"]
 
@@ -615,7 +622,7 @@ def test_a_field_newer_than_the_logs_is_missing_on_days_before_it(
     assert list(made) == ["2026-01-01", "2026-01-02"]
     told = capsys.readouterr().err
     assert told.count("event=no_column") == 2 and "column=brand wanted_for='field brand'" in told
-    old, new = (pq.read_table(store(tmp_path) / part.part.path) for part in made.values())
+    old, new = (pq.read_table(store(tmp_path) / part.part.files[0].path) for part in made.values())
     assert len(set(old.column("brand").to_pylist())) == 1 != set(new.column("brand").to_pylist())
     assert old.column("size").null_count == 10 and new.column("size").null_count == 0
     assert {len(keys) for keys in old.column("m").to_pylist()} == {1}, "the key of a missing value"

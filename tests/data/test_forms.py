@@ -13,7 +13,7 @@ import pytest
 
 from des_core import storage
 from des_core.config import Config, parse_config
-from des_core.contracts import GROUP, Dataset, FieldSpec, Part, Reference
+from des_core.contracts import GROUP, Dataset, FieldSpec, Part, Reference, RowsFile
 from des_core.data.read.forms import form_of_values, in_form
 from des_core.data.store.dataset import settled_forms
 from des_core.data.store.features import ingest, ingest_days
@@ -126,7 +126,7 @@ def frame(day: int) -> pd.DataFrame:
 
 
 def keys_of(root: str, part: PartManifest) -> dict[str, list[Any]]:
-    table = pq.read_table(storage.join(root, part.part.path)).sort_by("_time")
+    table = pq.read_table(storage.join(root, part.part.files[0].path)).sort_by("_time")
     return {name: table.column(name).to_pylist() for name in ("user", "code", "flag", "ids", GROUP)}
 
 
@@ -177,7 +177,7 @@ def test_the_model_learns_the_forms_from_the_store(tmp_path: Path) -> None:
 
 def test_one_name_with_two_forms_is_refused_with_what_to_set() -> None:
     def part(name: str, form: str) -> PartManifest:
-        made = Part(path=f"{name}/rows.parquet", sha256="0", rows=1)
+        made = Part(files=(RowsFile(path=f"{name}/rows.parquet", sha256="0", rows=1),))
         return PartManifest(spec="s", sources=(), files=1, part=made, forms={"user": form}, texts={})  # type: ignore[dict-item]
 
     assert settled_forms([part("a", ""), part("b", "whole")]) == {"user": "whole"}
@@ -206,7 +206,9 @@ def test_a_side_table_is_joined_by_value_whatever_wrote_it(tmp_path: Path, side:
     )
     reference: Reference = ingest(config)
     dataset = Dataset.load(reference)
-    keys = pq.read_table(storage.join(reference.uri.rpartition("/")[0], dataset.parts["all"].path)).column("brand")
+    keys = pq.read_table(storage.join(reference.uri.rpartition("/")[0], dataset.parts["all"].files[0].path)).column(
+        "brand"
+    )
     assert len(set(keys.to_pylist())) == 3, "acme, bolt, missing"
 
 

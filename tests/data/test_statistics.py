@@ -133,13 +133,16 @@ def test_numbers_that_never_vary_or_never_are() -> None:
     assert (empty.mean, empty.std, empty.edges) == (0.0, 1.0, ())
 
 
-def test_texts_of_frequent_values_are_kept_in_bounded_memory() -> None:
-    texts = ValueTexts()
-    for chunk in range(40):
-        values = pa.array([f"rare{chunk}-{i}" for i in range(3000)] + ["hot"] * 60 + ["warm"] * 40 + [None])
-        texts.add(hash_text(values), values)
-        assert len(texts._texts) <= ValueTexts.MOST
+def test_texts_of_frequent_values_add_up_over_samples() -> None:
+    texts, whole = ValueTexts(), ValueTexts()
+    for chunk in range(8):
+        values = pa.array([f"rare{chunk}-{i}" for i in range(300)] + ["hot"] * 6 + ["warm"] * 4 + [None])
+        whole.add(hash_text(values), values)
+        one = ValueTexts()
+        one.add(hash_text(values), values)
+        texts.merge(list(one.counts), list(one.counts.values()), [one.texts[key] for key in one.counts])
     found = texts.result()
+    assert found == whole.result()
     assert [text for _, text in found[:2]] == ["hot", "warm"]
     assert found[0][0] == hash_text(pa.array(["hot"]))[0]
     assert len(found) <= 128

@@ -24,6 +24,7 @@ from des_core.contracts import (
     FieldStats,
     Part,
     Reference,
+    RowsFile,
     Segment,
 )
 from des_core.data.read.hashing import MISSING
@@ -118,10 +119,14 @@ def store(
         has_time=True,
         parts={
             "all": Part(
-                path="all/data.parquet",
-                sha256=storage.digest_file(f"{folder}/all/data.parquet"),
-                footer=footer_of(f"{folder}/all/data.parquet"),
-                rows=rows,
+                files=(
+                    RowsFile(
+                        path="all/data.parquet",
+                        sha256=storage.digest_file(f"{folder}/all/data.parquet"),
+                        footer=footer_of(f"{folder}/all/data.parquet"),
+                        rows=rows,
+                    ),
+                )
             )
         },
         splits={

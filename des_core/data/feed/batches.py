@@ -22,14 +22,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numba import njit, uint64
 
-from des_core import storage
 from des_core.contracts import FILE, LABEL, ROW, ROW_GROUP, WEIGHT, Dataset, FieldSpec, Reference
 from des_core.data.read.hashing import MISSING, hash_text, splitmix64
 from des_core.data.read.parsing import one_chunk
-from des_core.data.store.parts import damaged, open_rows
+from des_core.data.store.parts import RowGroups
 from des_core.data.store.predictions import sample_names
 
 WINDOW = 8
@@ -271,7 +269,7 @@ class Stream:
         self._folder = dataset.uri.rpartition("/")[0]
         self._columns = list(dict.fromkeys(columns))
         self._seed = seed
-        self._files: dict[str, pq.ParquetFile] = {}
+        self._parts: dict[str, RowGroups] = {}
         self.samples = self._manifest.rows(split)
         self._blocks = [
             Block(segment.part, group, max(segment.start - group * ROW_GROUP, 0), stop)
@@ -311,12 +309,9 @@ class Stream:
 
     def _read(self, block: Block) -> pa.Table:
         part = self._manifest.parts[block.part]
-        if block.part not in self._files:
-            self._files[block.part] = open_rows(self._folder, part)
-        try:
-            table = self._files[block.part].read_row_group(block.group, columns=self._columns or [LABEL])
-        except (OSError, pa.ArrowException) as error:
-            raise damaged(storage.join(self._folder, part.path), error) from None
+        if block.part not in self._parts:
+            self._parts[block.part] = RowGroups(self._folder, part, self._columns or [LABEL])
+        table = self._parts[block.part].read(block.group, threads=True)
         table = table.slice(block.start, block.stop - block.start)
         first_file = part.first_file
         if first_file and FILE in table.column_names:

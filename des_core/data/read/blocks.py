@@ -31,6 +31,9 @@ BLOCK_BYTES = 8 << 20
 LONGEST_RECORD = 64 << 20
 """A record that is longer has no end: the quote that it opens is never closed, or it is no text."""
 
+LINE_WINDOW = 1 << 20
+"""Bytes before a block in which a line's end is looked for."""
+
 LONGEST_VALUE = 64 << 10
 """Bytes of a quoted value that spans lines; a longer one was never meant."""
 
@@ -68,40 +71,103 @@ class Block:
         )
 
 
-def blocks(path: str, delimiter: str, quoting: bool, width: int = 0, encoding: str = "utf-8") -> Iterator[Block]:
+@dataclass(frozen=True)
+class Range:
+    """Blocks ``first`` to ``stop`` of a text file that is neither packed nor recoded; no ``stop``: to its end.
+
+    Block n holds the records that end in the file's bytes (n BLOCK_BYTES, (n + 1) BLOCK_BYTES], whoever reads it.
+    """
+
+    first: int = 0
+    stop: int | None = None
+    begin: int = 0
+    """Offset of the first record, which may begin in a block before."""
+    line: int = 1
+    """Of the first record."""
+
+
+class Blocks:
     """The records of a text file, plain or packed, some 8 MiB at a time.
 
     Args:
         delimiter: an ASCII character, or none: then each record is one column.
         width: columns of a record; 0: as many as the first one has.
         encoding: of the file.
-
-    Raises:
-        DataError: missing, not text, cannot be unpacked, or a record has no end.
+        within: which blocks; None: all.
     """
-    quote = ord('"') if quoting else -1
-    delimiter = delimiter or "\n"
-    rest, line, count = np.zeros(0, np.uint8), 1, -1
-    with _opened(path) as file:
-        stream = file if encoding == "utf-8" else Recoded(path, file, encoding)
-        while count:
-            data = np.empty(len(rest) + BLOCK_BYTES + SLACK, np.uint8)
-            data[: len(rest)] = rest
-            fresh = count < 0
-            count = stream.readinto(data[len(rest) : -SLACK])
-            data = data[: len(rest) + count + SLACK]
-            data[-SLACK:] = 0
-            if fresh:
-                if (data[: min(count, 65536)] == 0).any():
-                    raise UnusableLogsError(f"{path}: holds {_binary(data)}")
-                data = data[len(_BOM) if data[: len(_BOM)].tobytes() == _BOM else 0 :]
-            block, consumed, line = _cut(data, ord(delimiter), quote, width, line, last=not count)
-            rest = data[consumed:-SLACK]
-            if len(rest) > LONGEST_RECORD:
-                raise UnusableLogsError(f"{path}: line {line}: no record ends within 64 MiB; is it no text?")
-            if len(block.lines_R):
-                width = width or max(0, int(block.widths_R[0]))
-                yield block
+
+    def __init__(
+        self,
+        path: str,
+        delimiter: str,
+        quoting: bool,
+        width: int = 0,
+        encoding: str = "utf-8",
+        within: Range | None = None,
+    ) -> None:
+        self._path, self._encoding, self._range = path, encoding, within
+        self._delimiter, self._quote = ord(delimiter or "\n"), ord('"') if quoting else -1
+        self.width = width
+        self.line = within.line if within else 1
+        """After iteration: of the record that follows."""
+        self.offset = within.begin if within else 0
+        """After iteration: of the record that follows."""
+
+    def __iter__(self) -> Iterator[Block]:
+        """Whole blocks.
+
+        Raises:
+            DataError: missing, not text, cannot be unpacked, or a record has no end.
+        """
+        rest, count = np.zeros(0, np.uint8), -1
+        place, stop = (self._range.first, self._range.stop) if self._range else (0, None)
+        with _opened(self._path, self._range is not None) as file:
+            if place:
+                file.seek(self.offset)
+                rest = np.frombuffer(file.read(place * BLOCK_BYTES - self.offset), np.uint8)
+            stream = file if self._encoding == "utf-8" else Recoded(self._path, file, self._encoding)
+            while count and place != stop:
+                data = np.empty(len(rest) + BLOCK_BYTES + SLACK, np.uint8)
+                data[: len(rest)] = rest
+                fresh = count < 0 and not place
+                count, place = stream.readinto(data[len(rest) : -SLACK]), place + 1
+                data = data[: len(rest) + count + SLACK]
+                data[-SLACK:] = 0
+                if fresh:
+                    data = self._checked(data, count)
+                block, consumed, self.line = _cut(
+                    data, self._delimiter, self._quote, self.width, self.line, last=not count
+                )
+                rest = data[consumed:-SLACK]
+                self.offset += consumed
+                if len(rest) > LONGEST_RECORD:
+                    raise UnusableLogsError(
+                        f"{self._path}: line {self.line}: no record ends within 64 MiB; is it no text?"
+                    )
+                if len(block.lines_R):
+                    self.width = self.width or max(0, int(block.widths_R[0]))
+                    yield block
+
+    def _checked(self, data: Array, count: int) -> Array:
+        """A file's first bytes without its mark of UTF-8."""
+        if (data[: min(count, 65536)] == 0).any():
+            raise UnusableLogsError(f"{self._path}: holds {_binary(data)}")
+        mark = len(_BOM) if data[: len(_BOM)].tobytes() == _BOM else 0
+        self.offset += mark
+        return data[mark:]
+
+
+def likely_begin(path: str, block: int) -> int:
+    """Where the first record of a block most likely begins: after the last line that ends before the block.
+
+    It does not where that line end belongs to a quoted value; then the block before ends elsewhere.
+    """
+    stop = block * BLOCK_BYTES
+    start = max(stop - LINE_WINDOW, 0)
+    with _opened(path, True) as file:
+        file.seek(start)
+        window: bytes = file.read(stop - start)
+    return start + max(window.rfind(b"\n"), window.rfind(b"\r")) + 1
 
 
 class Recoded:
@@ -131,10 +197,15 @@ class Recoded:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Any]:
+def _opened(path: str, anywhere: bool = False) -> Iterator[Any]:
+    """The bytes of a file, unpacked; ``anywhere``: as they are, to be read from any place."""
     filesystem, inner = storage.resolve(path)
     try:
-        with filesystem.open_input_stream(inner, compression=packing_of(inner)) as stream:
+        with (
+            filesystem.open_input_file(inner)
+            if anywhere
+            else filesystem.open_input_stream(inner, compression=packing_of(inner))
+        ) as stream:
             yield stream
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; correct the path") from None

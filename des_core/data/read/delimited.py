@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numba import int32, int64, njit, uint8, uint64
 
-from des_core.data.read.blocks import OPEN, SLACK, Block, blocks
+from des_core.data.read.blocks import OPEN, SLACK, Block, Blocks, Range
 from des_core.data.read.hashing import I64, Array, word_at
 from des_core.errors import DataError
 
@@ -45,6 +45,9 @@ def read_delimited(
     missing: Sequence[str],
     choose: Callable[[list[str]], list[str]],
     encoding: str = "utf-8",
+    within: Range | None = None,
+    width: int = 0,
+    row: int = 0,
 ) -> Iterator[Raw]:
     """The records of a CSV or TSV as columns of text, null where a value is missing.
 
@@ -52,26 +55,32 @@ def read_delimited(
         header: whether the first record names the columns, or their names; false names them "0", "1", ...
         choose: from the columns that there are to those that are read.
         encoding: of the file.
+        within: which blocks, None: all; if not the first, ``header`` are the names and ``width`` their number.
+        row: number of the first record.
     """
     names: list[str] = []
     chosen: list[str] = []
-    row = 0
-    for block in blocks(path, delimiter, quoting, 0 if isinstance(header, bool) else len(header), encoding):
+    width = width or (0 if isinstance(header, bool) else len(header))
+    for block in Blocks(path, delimiter, quoting, width, encoding, within):
         if not names:
-            if header is True:
-                names = _first_record(path, block)
-                bare = [name.strip() for name in names]
-                names = bare if len(set(bare)) == len(bare) else names
-                block = block.kept(np.arange(len(block.lines_R)) > 0)
-            elif header is False:
-                names = [str(position) for position in range(_width(path, block))]
-            else:
-                names = list(header)
+            names = names_of(path, block, header)
+            block = block.kept(np.arange(len(block.lines_R)) > 0) if header is True else block
             chosen = choose(names)
         read = len(block.lines_R)
         if read:
             yield _columns(block, row, names, chosen, missing)
         row += read
+
+
+def names_of(path: str, block: Block, header: bool | Sequence[str]) -> list[str]:
+    """Names of the columns, by a file's first block."""
+    if header is False:
+        return [str(position) for position in range(_width(path, block))]
+    if header is not True:
+        return list(header)
+    names = _first_record(path, block)
+    bare = [name.strip() for name in names]
+    return bare if len(set(bare)) == len(bare) else names
 
 
 def _first_record(path: str, block: Block) -> list[str]:

@@ -15,20 +15,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from des_core.data.read.blocks import Block, blocks
+from des_core.data.read.blocks import Block, Blocks, Range
 from des_core.data.read.delimited import Raw, not_text, texts
 from des_core.data.read.hashing import I64
 from des_core.data.read.labels import Faults, shown
-from des_core.data.read.parsing import to_numbers
+from des_core.data.read.parsing import Bool, to_numbers
 
 LABEL, FEATURES, VALUES, QUERY = "label", "features", "values", "qid"
 """Columns of the records."""
 
 
-def read_libsvm(path: str, encoding: str = "utf-8", queries: bool = False) -> Iterator[Raw]:
-    """The records of a file as columns of labels, indices and values, and of queries if they are asked for."""
-    row = 0
-    for block in blocks(path, delimiter="", quoting=False, encoding=encoding):
+def read_libsvm(
+    path: str, encoding: str = "utf-8", queries: bool = False, within: Range | None = None, row: int = 0
+) -> Iterator[Raw]:
+    """The records of a file as columns of labels, indices and values, and of queries if they are asked for.
+
+    Args:
+        within: which blocks, None: all.
+        row: number of the first record.
+    """
+    for block in Blocks(path, "", False, encoding=encoding, within=within):
         raw = _records(block, row)
         raw = raw if queries else replace(raw, table=raw.table.drop_columns([QUERY]))
         row += raw.read
@@ -37,11 +43,7 @@ def read_libsvm(path: str, encoding: str = "utf-8", queries: bool = False) -> It
 
 
 def _records(block: Block, row: int) -> Raw:
-    lines, unreadable = _lines(block)
-    if (block.data == ord("#")).any():
-        lines = pc.replace_substring_regex(lines, r"#(?s:.*)", "")
-    lines = pc.utf8_trim_whitespace(lines)
-    filled_R = np.asarray(pc.not_equal(lines, "")) | np.isin(np.arange(len(lines)), list(unreadable))
+    lines, unreadable, filled_R = _lines(block)
     numbers_R, lines = block.lines_R[filled_R], lines.filter(pa.array(filled_R))
     places = np.cumsum(filled_R) - 1
     faults = {int(places[index]): reason for index, reason in unreadable.items()}
@@ -54,13 +56,22 @@ def _records(block: Block, row: int) -> Raw:
     return Raw(table.filter(pa.array(keep_R)), rows_R[keep_R], numbers_R[keep_R], bad, len(lines))
 
 
-def _lines(block: Block) -> tuple[pa.Array, Faults]:
-    """The records as texts, those that are no text empty."""
+def count_records(block: Block) -> int:
+    """Lines of a block that are neither empty nor only a comment."""
+    return int(_lines(block)[2].sum())
+
+
+def _lines(block: Block) -> tuple[pa.Array, Faults, Bool]:
+    """The lines as texts without comments, those that are no text empty; why those are not; which are records."""
     lines = texts(block, [0])[0]
     unreadable = not_text(lines)
     if unreadable:
         lines = pc.if_else(pa.array(np.isin(np.arange(len(lines)), unreadable)), "", lines)
-    return lines, dict.fromkeys(unreadable, "not UTF-8 text")
+    if (block.data == ord("#")).any():
+        lines = pc.replace_substring_regex(lines, r"#(?s:.*)", "")
+    lines = pc.utf8_trim_whitespace(lines)
+    filled_R = np.asarray(pc.not_equal(lines, "")) | np.isin(np.arange(len(lines)), unreadable)
+    return lines, dict.fromkeys(unreadable, "not UTF-8 text"), filled_R
 
 
 def _pairs(lines: pa.Array) -> tuple[pa.Table, Faults]:

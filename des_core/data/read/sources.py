@@ -16,25 +16,22 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from des_core import log, remote, storage
+from des_core import log, storage
 from des_core.config import Config, SourceConfig
 from des_core.contracts import FieldSpec
 from des_core.data.read import libsvm, synthetic
-from des_core.data.read.blocks import one_line
 from des_core.data.read.delimited import Raw, read_delimited
 from des_core.data.read.hashing import I64
 from des_core.data.read.joins import Side, load_sides
 from des_core.data.read.labels import F32, Faults, labels_of, parse_positive, shown
 from des_core.data.read.parsing import Bool, check_timezone, column_without_missing, one_chunk, to_micros
 from des_core.data.read.paths import DAY, columns_of_path
-from des_core.errors import ConfigError, DataError, UnusableLogsError
+from des_core.data.read.spans import PARQUET_BATCH, Span, opened_parquet, units
+from des_core.errors import ConfigError, DataError
 
 CRITEO_COLUMNS = ("label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27)))
 """Columns of Criteo's display logs, which name none: a label, 13 numbers, 26 categories."""
-
-PARQUET_BATCH = 65_536
 
 
 @dataclass(frozen=True)
@@ -92,14 +89,14 @@ def source_of(config: Config) -> SourceConfig:
 
 def read(
     source: SourceConfig,
-    paths: Sequence[str],
+    paths: Sequence[str | Span],
     fields: Sequence[FieldSpec],
     labelled: bool = True,
     sides: Sequence[Side] | None = None,
     may_lack: Collection[str] = (),
     more: Sequence[str] = (),
 ) -> Iterator[Chunk]:
-    """Checked records of files, in their order, with the columns of ``fields``.
+    """Checked records of files, or of spans of files, in their order, with the columns of ``fields``.
 
     Args:
         labelled: also read and check label, time and group; without them, for scoring, a side table
@@ -115,14 +112,16 @@ def read(
     sides = load_sides(source) if sides is None else sides
     wanted = _wanted(source, fields, labelled) | dict.fromkeys(more, "to keep")
     optional = frozenset(may_lack) - {source.label, source.time, source.group, *more}
-    for path in paths:
-        plan = _Plan(path, wanted, sides, labelled, optional)
-        for number, raw in enumerate(_raw(source, path, plan.choose)):
+    for given in paths:
+        span = Span(path=given) if isinstance(given, str) else given
+        path = span.path
+        plan = _Plan(span, wanted, sides, labelled, optional)
+        for number, raw in enumerate(_raw(source, span, plan.choose)):
             records = plan.join(raw.table)
             nothing = np.zeros(0, np.int64)
             labels_R, absent = nothing.astype(np.float32), tuple(plan.absent)
             chunk = Chunk(path, records, raw.rows_R, raw.lines_R, raw.bad, raw.read, labels_R, nothing, absent)
-            yield _labelled(chunk, source, first=number == 0) if labelled else chunk
+            yield _labelled(chunk, source, first=number == 0 and not span.first) if labelled else chunk
 
 
 def check_source(source: SourceConfig) -> None:
@@ -155,9 +154,10 @@ class _Plan:
     """The wanted columns that one file has itself, and those that come from side tables."""
 
     def __init__(
-        self, path: str, wanted: dict[str, str], sides: Sequence[Side], strict: bool, optional: frozenset[str]
+        self, span: Span, wanted: dict[str, str], sides: Sequence[Side], strict: bool, optional: frozenset[str]
     ) -> None:
-        self._path = path
+        self._path = span.path
+        self._begins = not span.first
         self._wanted = wanted
         self._sides = sides
         self._strict = strict
@@ -194,7 +194,8 @@ class _Plan:
                 continue
             if name in self._optional and name not in available:
                 self.absent.append(name)
-                log.emit("no_column", file=self._path, column=name, wanted_for=purpose)
+                if self._begins:
+                    log.emit("no_column", file=self._path, column=name, wanted_for=purpose)
                 continue
             if available.count(name) != 1:
                 raise DataError(f"{self._path}: {self._fault(name, purpose, available)}")
@@ -221,37 +222,39 @@ class _Plan:
         return records
 
 
-def _raw(source: SourceConfig, path: str, choose: Callable[[list[str]], list[str]]) -> Iterator[Raw]:
-    """One file's records as they are."""
+def _raw(source: SourceConfig, span: Span, choose: Callable[[list[str]], list[str]]) -> Iterator[Raw]:
+    """One span's records as they are."""
     if source.format == "parquet":
-        return _read_parquet(path, source.missing, choose)
+        return _read_parquet(span, source.missing, choose)
     if source.format == "libsvm":
         chosen = choose([libsvm.LABEL, libsvm.FEATURES, libsvm.VALUES, libsvm.QUERY])
-        return libsvm.read_libsvm(path, source.encoding, libsvm.QUERY in chosen)
+        return libsvm.read_libsvm(span.path, source.encoding, libsvm.QUERY in chosen, span.blocks, span.row)
+    delimiter, quoting, header = dialect(source)
+    header = span.names or header
+    return read_delimited(
+        *(span.path, delimiter, quoting, header, source.missing, choose, source.encoding),
+        *(span.blocks, span.width, span.row),
+    )
+
+
+def dialect(source: SourceConfig) -> tuple[str, bool, bool | tuple[str, ...]]:
+    """Delimiter, quoting and header of text logs with columns."""
     if source.format == "criteo":
-        return read_delimited(path, "\t", False, CRITEO_COLUMNS, source.missing, choose, source.encoding)
-    quoting = source.quoting == "minimal"
-    return read_delimited(path, source.delimiter, quoting, source.header, source.missing, choose, source.encoding)
+        return "\t", False, CRITEO_COLUMNS
+    return source.delimiter, source.quoting == "minimal", source.header
 
 
-def _read_parquet(path: str, missing: Sequence[str], choose: Callable[[list[str]], list[str]]) -> Iterator[Raw]:
-    filesystem, inner = storage.resolve(path)
-    row = 0
-    try:
-        with filesystem.open_input_file(inner) as stream:
-            file = pq.ParquetFile(stream)
-            chosen = choose(file.schema_arrow.names)
-            for batch in file.iter_batches(PARQUET_BATCH, columns=chosen):
+def _read_parquet(span: Span, missing: Sequence[str], choose: Callable[[list[str]], list[str]]) -> Iterator[Raw]:
+    row = span.row
+    with opened_parquet(span.path) as file:
+        chosen = choose(file.schema_arrow.names)
+        for groups in units(file)[span.first : span.stop]:
+            for batch in file.iter_batches(PARQUET_BATCH, row_groups=groups, columns=chosen):
                 table = pa.Table.from_batches([batch]).select(chosen)
                 texts = {name: column_without_missing(table.column(name), missing) for name in chosen}
                 rows_R = np.arange(row, row + table.num_rows)
                 yield Raw(pa.table(texts), rows_R, rows_R + 1, (), len(rows_R))
                 row += len(rows_R)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; correct the path") from None
-    except (OSError, pa.ArrowException) as error:
-        remote.raise_passing(path, error)
-        raise UnusableLogsError(f"{path}: not a whole Parquet file ({one_line(error)})") from None
 
 
 EARLIEST = 631_152_000 * 1_000_000

@@ -13,13 +13,13 @@ from des_core import storage
 from des_core.config import Config, SourceConfig
 from des_core.contracts import Dataset, FieldSpec, FieldStats, Form, Reference
 from des_core.data.store.parts import PartManifest, whole_part
-from des_core.data.store.sketches import sketches
+from des_core.data.store.sketches import pieces_of, sketches
 from des_core.data.store.splits import Splits, divide
 from des_core.data.store.statistics import Sketch, merged, stats_of, with_statistics
 from des_core.errors import DamagedError, DataError
 
 _OURS = re.compile(
-    r"manifest\.json|rows-\w+\.parquet|quarantine\.csv|sketches-[\d-]+\.arrow|.*\.partial-\d+|incoming\.parquet"
+    r"manifest\.json|rows-\w+\.parquet|quarantine\.csv|sketches-[\d-]+\.arrow|.*\.partial-\d+|incoming-\w+\.parquet"
 )
 
 
@@ -49,7 +49,7 @@ def settled_forms(parts: Iterable[PartManifest], known: Iterable[FieldSpec] = ()
     forms: dict[str, Form] = {}
     where: dict[str, str] = {}
     given = [*(("the model that training goes on from", {field.name: field.form}) for field in known)]
-    given += [(f"part {part.part.path}", part.forms) for part in parts]
+    given += [(f"part {part.part.files[0].path}", part.forms) for part in parts if part.part.files]
     for place, settled in given:
         for name, form in settled.items():
             if not form:
@@ -175,8 +175,10 @@ def remove_stale(root: str, dataset: Dataset, everything: bool) -> None:
 def _clean_part(root: str, name: str, dataset: Dataset) -> None:
     part = dataset.parts[name]
     segments = [segment for segment in dataset.splits["train"] if segment.part == name]
-    named = {part.path, part.quarantine, f"{name}/manifest.json"}
-    named |= {f"{name}/sketches-{segment.start}-{segment.stop}.arrow" for segment in segments}
+    named = {*(file.path for file in part.files), part.quarantine, f"{name}/manifest.json"}
+    for segment in segments:
+        for _, first, last in pieces_of(part, segment.start, segment.stop):
+            named.add(f"{name}/sketches-{first}-{last}.arrow")
     for file in storage.list_folder(storage.join(root, name)):
         if f"{name}/{file}" not in named and _OURS.fullmatch(file):
             storage.delete(storage.join(root, name, file))

@@ -21,10 +21,9 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from des_core import storage
 from des_core.contracts import FieldSpec
 from des_core.data.read.hashing import MISSING, Array
-from des_core.data.store.parts import PartManifest, damaged, open_rows, whole_part
+from des_core.data.store.parts import PartManifest, RowGroups, whole_part
 from des_core.data.store.sketches import sketches
 from des_core.data.store.statistics import Sketch, distinct, merged
 
@@ -125,11 +124,8 @@ def _new_share(spec: FieldSpec, before: Sketch, now: Sketch) -> float:
 
 def _numbers(root: str, column: str, part: PartManifest) -> Array:
     """A part's numbers, without missing ones."""
-    try:
-        with open_rows(root, part.part) as file:
-            groups = np.unique(np.linspace(0, file.num_row_groups - 1, ROW_GROUPS).astype(int)).tolist()
-            values = file.read_row_groups(groups, columns=[column], use_threads=False).column(column)
-    except (OSError, pa.ArrowException) as error:
-        raise damaged(storage.join(root, part.part.path), error) from None
+    groups = RowGroups(root, part.part, [column])
+    chosen = np.unique(np.linspace(0, len(groups) - 1, ROW_GROUPS).astype(int)).tolist()
+    values = pa.concat_tables([groups.read(group) for group in chosen]).column(column)
     numbers: Array = values.to_numpy().astype(np.float64)
     return numbers[~np.isnan(numbers)]

@@ -32,14 +32,14 @@ from des_core.errors import DataError
 
 @dataclass(frozen=True)
 class Encoded:
-    """Features, the records whose values are not right, and each field's values: keys [V] and their texts.
+    """Features, the records whose values are not right, and each field's values: keys [V], their texts, their records.
 
     Rows of ``features`` at the positions in ``faults`` mean nothing.
     """
 
     features: pa.Table
     faults: Faults
-    values: dict[str, tuple[I64, pa.Array | pa.ChunkedArray]]
+    values: dict[str, tuple[I64, pa.Array | pa.ChunkedArray, I64]]
     forms: dict[str, Form]
     """Of each field that has keys."""
 
@@ -127,7 +127,7 @@ class _Encoder:
     ) -> None:
         self.columns: dict[str, pa.Array] = {}
         self.faults: Faults = {}
-        self.values: dict[str, tuple[I64, pa.Array]] = {}
+        self.values: dict[str, tuple[I64, pa.Array, I64]] = {}
         self.forms: dict[str, Form] = {}
         self._records = dict(zip(records.column_names, records.columns, strict=True))
         self._timezone, self._time_formats = timezone, time_formats
@@ -199,21 +199,21 @@ class _Encoder:
         texts = self._in_form(values, field)
         keys_R = self._without_missing(hash_values(texts))
         self.columns[field.name] = pa.array(keys_R)
-        self.values[field.name] = (keys_R, texts)
+        self.values[field.name] = (keys_R, texts, np.arange(len(keys_R)))
         if field.weight:
             weights = self._numbers(self._column(field, field.weight), field.weight)
             self.columns[WEIGHT + field.name] = weights.fill_null(1.0)
 
     def _combined(self, field: FieldSpec) -> None:
         """The values of a cross, from the keys and texts of its parts."""
-        keys, texts = zip(*(self.values[part] for part in field.cross), strict=True)
+        keys, texts, _ = zip(*(self.values[part] for part in field.cross), strict=True)
         keys_R = combined_keys(keys)
         self.columns[field.name] = pa.array(keys_R)
         whole = [as_text(text).cast(pa.large_string()) for text in texts]
         joined = pc.binary_join_element_wise(
             *whole, pa.scalar(" x ", pa.large_string()), null_handling="replace", null_replacement="(missing)"
         )
-        self.values[field.name] = (keys_R, joined)
+        self.values[field.name] = (keys_R, joined, np.arange(len(keys_R)))
 
     def _in_form(self, values: pa.Array, field: FieldSpec) -> pa.Array:
         """The texts of a field's values; a field without a form takes that of these values."""
@@ -237,7 +237,7 @@ class _Encoder:
         keys[place_K] = keys_V[keep_V]
         offsets_array = pa.array(edges.astype(np.int32))
         self.columns[field.name] = pa.ListArray.from_arrays(offsets_array, pa.array(keys))
-        self.values[field.name] = (keys_V, listed)
+        self.values[field.name] = (keys_V, listed, row_of_V)
         if field.weight:
             weights_V = self._weights(field, offsets)
             weights = np.ones(edges[-1], np.float32)

@@ -17,6 +17,7 @@ from des_core.contracts import Dataset, Reference
 from des_core.data.read import synthetic
 from des_core.data.read.paths import DAY, as_list, days_of_paths, files_of
 from des_core.data.read.sources import check_source, source_of
+from des_core.data.store import tasks
 from des_core.data.store.dataset import earlier_days, remove_stale, write_dataset
 from des_core.data.store.digests import Digests
 from des_core.data.store.encoding import encode, fields_of, specs_of
@@ -65,10 +66,11 @@ def ingest(config: Config, day: str | None = None) -> Reference:
         folder = storage.join(config.storage.root, "raw")
         synthetic.generate_once(folder, config.source.days, config.source.rows_per_day, config.run.seed)
     jobs = _jobs(config, source, day)
-    ingestion = Ingestion(config, source)
-    manifests = earlier_days(ingestion.root, ingestion.spec) if day is not None else {}
-    for job in _newest_first(jobs) if _by_path_day(source) else jobs:
-        manifests |= ingestion.parts(job)
+    with tasks.engine_of(config) as run:
+        ingestion = Ingestion(config, source, run)
+        manifests = earlier_days(ingestion.root, ingestion.spec) if day is not None else {}
+        for job in _newest_first(jobs) if _by_path_day(source) else jobs:
+            manifests |= ingestion.parts(job)
     reference = write_dataset(
         config, source, ingestion.specs, ingestion.root, dict(sorted(manifests.items(), key=_place))
     )
@@ -109,16 +111,17 @@ def ingest_days(
     """
     source = source_of(config)
     check_source(source)
-    ingestion = Ingestion(config, source)
     parts: dict[str, PartManifest] = {}
-    for job in _newest_first([Job(day, tuple(paths)) for day, paths in sorted(files.items())]):
-        try:
-            parts |= ingestion.parts(job)
-        except UnusableLogsError as error:
-            # A column that is missing, or a side table at fault, is not the day's: it stops the run.
-            if unusable is None:
-                raise
-            unusable(job.part, error)
+    with tasks.engine_of(config) as run:
+        ingestion = Ingestion(config, source, run)
+        for job in _newest_first([Job(day, tuple(paths)) for day, paths in sorted(files.items())]):
+            try:
+                parts |= ingestion.parts(job)
+            except UnusableLogsError as error:
+                # A column that is missing, or a side table at fault, is not the day's: it stops the run.
+                if unusable is None:
+                    raise
+                unusable(job.part, error)
     return dict(sorted(parts.items()))
 
 

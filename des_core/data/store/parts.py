@@ -1,6 +1,7 @@
-"""One part of the feature store: a Parquet file, its bad rows, its sketches, and a manifest written last.
+"""One part of the feature store: Parquet files, its bad rows, its sketches, and a manifest written last.
 
-    features/SPEC/PART/rows-DIGEST.parquet    row groups of ROW_GROUP rows; the digest names its own bytes
+    features/SPEC/PART/rows-DIGEST.parquet    row groups of ROW_GROUP rows; the digest names its own bytes. The rows of
+                                              a part's files are one order; all files but the last have equally many
     features/SPEC/PART/quarantine.csv         file, line, reason of the bad records; absent if there are none
     features/SPEC/PART/manifest.json          PartManifest: what made the part, and what it holds
     features/SPEC/PART/sketches-ROWS.arrow    what those rows' fields hold (sketches.py)
@@ -11,21 +12,24 @@ Nothing in a file tells when or where it was written: the same log gives the sam
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+import uuid
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from des_core import log, remote, storage
-from des_core.contracts import ROW, ROW_GROUP, TIME, Form, Part, Record, Reference
+from des_core.contracts import ROW, ROW_GROUP, TIME, Form, Part, Record, Reference, RowsFile
 from des_core.errors import DamagedError, StorageError
 
 
 class PartManifest(Record):
     """A whole part: trusted only if ``spec`` and ``sources`` are those of the run."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     spec: str
     """``Config.features_digest`` of the config that made it."""
     sources: tuple[str, ...]
@@ -79,13 +83,18 @@ def whole_part(root: str, name: str) -> PartManifest | None:
     except DamagedError as error:
         log.emit("damaged", manifest=uri, why=str(error))
         return None
-    uri = storage.join(root, manifest.part.path)
+    return manifest if all(is_whole(root, file) for file in manifest.part.files) else None
+
+
+def is_whole(root: str, file: RowsFile) -> bool:
+    """Whether a file is there, complete by its footer."""
+    uri = storage.join(root, file.path)
     if not storage.exists(uri):
-        return None
-    if manifest.part.rows and footer_of(uri) != manifest.part.footer:
-        log.emit("damaged", part=uri, why="its footer has other bytes than its manifest says; it is made again")
-        return None
-    return manifest
+        return False
+    if footer_of(uri) == file.footer:
+        return True
+    log.emit("damaged", part=uri, why="its footer has other bytes than its manifest says; it is made again")
+    return False
 
 
 def current_part(root: str, name: str, spec: str, sources: tuple[str, ...]) -> PartManifest | None:
@@ -118,13 +127,13 @@ class Digested:
         return self._digest.hexdigest()
 
 
-def write_rows(root: str, name: str, tables: Iterable[pa.Table], look: Callable[[pa.Table], None]) -> Part:
-    """Write a part's rows, each page with its checksum.
+def write_rows(root: str, name: str, tables: Iterable[pa.Table], look: Callable[[pa.Table], None]) -> RowsFile:
+    """Write a file of a part's rows, at least one, each page with its checksum.
 
     Args:
         look: is shown each row group on its way.
     """
-    incoming = storage.join(root, name, "incoming.parquet")
+    incoming = storage.join(root, name, f"incoming-{uuid.uuid4().hex}.parquet")
     rows = 0
     with storage.writer(incoming) as file:
         digested = Digested(file)
@@ -141,28 +150,65 @@ def write_rows(root: str, name: str, tables: Iterable[pa.Table], look: Callable[
             writer.close()
         buffered.flush()
     path = f"{name}/rows-{digested.hexdigest()[:16]}.parquet"
-    footer = footer_of(incoming) if rows else ""
+    footer = footer_of(incoming)
     filesystem, source = storage.resolve(incoming)
     filesystem.move(source, storage.resolve(storage.join(root, path))[1])
-    return Part(path=path, sha256=digested.hexdigest(), footer=footer, rows=rows)
+    return RowsFile(path=path, sha256=digested.hexdigest(), footer=footer, rows=rows)
 
 
-def open_rows(root: str, part: Part) -> pq.ParquetFile:
-    """A part's rows for reading; what is read is checked, page by page.
+def open_rows(root: str, rows: RowsFile) -> pq.ParquetFile:
+    """A file's rows for reading; what is read is checked, page by page.
 
     Raises:
         StorageError: the file is missing, or its footer has other bytes than the manifest says. Reading raises
             OSError where a page has other bytes than were written.
     """
-    uri = storage.join(root, part.path)
+    uri = storage.join(root, rows.path)
     filesystem, path = storage.resolve(uri)
     try:
         file = filesystem.open_input_file(path)
-        if hashlib.sha256(_footer(file)).hexdigest() != part.footer:
+        if hashlib.sha256(_footer(file)).hexdigest() != rows.footer:
             raise OSError("its footer has other bytes than its manifest says")
         return pq.ParquetFile(file, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise damaged(uri, error) from None
+
+
+class RowGroups:
+    """Row groups of a part, counted over all of its files; what is read is checked.
+
+    Args:
+        columns: to read.
+    """
+
+    OPEN = 16
+    """Files that are kept open."""
+
+    def __init__(self, root: str, part: Part, columns: Sequence[str]) -> None:
+        self._root, self._part, self._columns = root, part, list(columns)
+        self._starts = [0, *accumulate(-(-file.rows // ROW_GROUP) for file in part.files)]
+        self._opened: dict[int, pq.ParquetFile] = {}
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def read(self, group: int, threads: bool = False) -> pa.Table:
+        """One row group.
+
+        Raises:
+            StorageError: its file is missing, or has other bytes than were written.
+        """
+        place = bisect_right(self._starts, group) - 1
+        if place not in self._opened:
+            if len(self._opened) >= self.OPEN:
+                self._opened.pop(next(iter(self._opened))).close(force=True)
+            self._opened[place] = open_rows(self._root, self._part.files[place])
+        try:
+            return self._opened[place].read_row_group(
+                group - self._starts[place], columns=self._columns, use_threads=threads
+            )
+        except (OSError, pa.ArrowException) as error:
+            raise damaged(storage.join(self._root, self._part.files[place].path), error) from None
 
 
 def damaged(uri: str, error: Exception) -> StorageError:

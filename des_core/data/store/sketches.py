@@ -1,6 +1,7 @@
 """Sketches of a part's fields: made as its rows are written, or from its file, and kept beside it.
 
-    features/SPEC/PART/sketches-START-STOP.arrow    rows START to STOP; says whose they are, and can be made again
+    features/SPEC/PART/sketches-START-STOP.arrow    rows START to STOP, all of one file; says whose they are, and can be
+                                                    made again
 
 Dims: R rows.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,11 @@ import pyarrow as pa
 from numba import njit, uint64
 
 from des_core import storage
-from des_core.contracts import ROW_GROUP, FieldSpec, Part
+from des_core.contracts import ROW_GROUP, FieldSpec, Part, RowsFile
 from des_core.data.read.hashing import Array, hash_text, splitmix64
 from des_core.data.read.parsing import one_chunk
-from des_core.data.store.parts import damaged, open_rows
-from des_core.data.store.statistics import Sketch, Sketcher
+from des_core.data.store.parts import RowGroups
+from des_core.data.store.statistics import Sketch, Sketcher, merged
 
 
 class Sketching:
@@ -42,37 +43,52 @@ class Sketching:
                 sketcher.add(one_chunk(table.column(field.name)), draws_R)
             self._row += table.num_rows
 
-    def save(self, root: str, part: Part, name: str) -> list[Sketch]:
+    def save(self, root: str, file: RowsFile, name: str) -> list[Sketch]:
         """Put the sketches beside the part's rows."""
         results = [sketcher.result() for sketcher in self._sketchers]
         if self._row > self._start:
-            _write(_uri(root, name, self._start, self._row), results, _origin(part, self._fields))
+            _write(_uri(root, name, self._start, self._row), results, _origin(file, self._fields))
         return results
 
 
 def sketches(root: str, part: Part, name: str, fields: Sequence[FieldSpec], start: int, stop: int) -> list[Sketch]:
-    """Each field's sketch over rows [start, stop) of a part: those beside it, or new ones from its rows."""
-    known = _read(_uri(root, name, start, stop), _origin(part, fields))
-    if known is not None:
-        return known
+    """Each field's sketch over rows [start, stop) of a part: those beside its files, or new ones from their rows."""
+    found = []
+    for file, first, last in pieces_of(part, start, stop):
+        known = _read(_uri(root, name, first, last), _origin(file, fields))
+        found.append(known or _of_rows(root, part, name, file, fields, first, last))
+    if len(found) == 1:
+        return found[0]
+    return [merged(field, [sketch[place] for sketch in found]) for place, field in enumerate(fields)]
+
+
+def pieces_of(part: Part, start: int, stop: int) -> Iterator[tuple[RowsFile, int, int]]:
+    """Rows [start, stop) of a part, file by file."""
+    before = 0
+    for file in part.files:
+        first, last = max(start, before), min(stop, before + file.rows)
+        before += file.rows
+        if first < last:
+            yield file, first, last
+
+
+def _of_rows(
+    root: str, part: Part, name: str, file: RowsFile, fields: Sequence[FieldSpec], start: int, stop: int
+) -> list[Sketch]:
     sketching = Sketching(name, fields, start, stop)
-    try:
-        with open_rows(root, part) as file:
-            for group in range(start // ROW_GROUP, -(-stop // ROW_GROUP)):
-                table = file.read_row_group(group, columns=[field.name for field in fields], use_threads=False)
-                sketching.add(table.slice(max(start - group * ROW_GROUP, 0)))
-    except (OSError, pa.ArrowException) as error:
-        raise damaged(storage.join(root, part.path), error) from None
-    return sketching.save(root, part, name)
+    groups = RowGroups(root, part, [field.name for field in fields])
+    for group in range(start // ROW_GROUP, -(-stop // ROW_GROUP)):
+        sketching.add(groups.read(group).slice(max(start - group * ROW_GROUP, 0)))
+    return sketching.save(root, file, name)
 
 
 def _uri(root: str, name: str, start: int, stop: int) -> str:
     return storage.join(root, name, f"sketches-{start}-{stop}.arrow")
 
 
-def _origin(part: Part, fields: Sequence[FieldSpec]) -> str:
+def _origin(file: RowsFile, fields: Sequence[FieldSpec]) -> str:
     """What sketches are of: the rows' digest and the fields."""
-    return json.dumps({"rows": part.sha256, "fields": [field.model_dump(mode="json") for field in fields]})
+    return json.dumps({"rows": file.sha256, "fields": [field.model_dump(mode="json") for field in fields]})
 
 
 @njit(nogil=True, cache=True)

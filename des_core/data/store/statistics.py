@@ -254,49 +254,37 @@ def stats_of(spec: FieldSpec, sketch: Sketch, texts: dict[int, str]) -> FieldSta
 
 
 class ValueTexts:
-    """The texts of one field's frequent values, by key: from a sample, in bounded memory."""
-
-    MOST = 1024
-    _DENSE_ROWS, _SPARSE_ROWS, _EVERY = 32_768, 1024, 4
+    """The texts of one field's frequent values, by key, counted in a sample of the rows; samples add up."""
 
     def __init__(self) -> None:
-        self._seen = 0
-        self._chunks = 0
-        self._counts: dict[int, int] = {}
-        self._texts: dict[int, str] = {}
+        self.counts: dict[int, int] = {}
+        self.texts: dict[int, str] = {}
 
     def add(self, keys_V: I64, values: pa.Array) -> None:
-        """Take in a chunk's values: all chunks and densely at first, then some and sparsely."""
-        self._chunks += 1
-        dense = self._seen < self._DENSE_ROWS
-        if not dense and self._chunks % self._EVERY:
-            return
-        size = self._DENSE_ROWS if dense else self._SPARSE_ROWS
-        sample = np.arange(0, len(keys_V), max(len(keys_V) // size, 1))
-        self._seen += len(keys_V)
+        """Take in sampled values; of a key's texts the first one counts."""
         # As np.unique, whose sort is a stable one, three times as slow.
-        order = np.argsort(keys_V[sample])
-        sorted_keys = keys_V[sample[order]]
-        first = np.flatnonzero(np.append(True, sorted_keys[1:] != sorted_keys[:-1])[: len(order)])
-        keys, counts = sorted_keys[first], np.diff(np.append(first, len(order)))
-        most = np.argsort(-counts, kind="stable")[: 256 if dense else 40]
-        texts = as_text(values.take(pa.array(sample[order[first[most]]]))).to_pylist()
-        for key, count, text in zip(keys[most].tolist(), counts[most].tolist(), texts, strict=True):
-            if key != MISSING and text is not None:
-                self._counts[key] = self._counts.get(key, 0) + count
-                self._texts[key] = text
-        if len(self._texts) > self.MOST:
-            self._prune()
+        order = np.argsort(keys_V)
+        sorted_keys = keys_V[order]
+        edges = np.flatnonzero(np.append(True, sorted_keys[1:] != sorted_keys[:-1])[: len(order)])
+        counts = np.diff(np.append(edges, len(order)))
+        first = np.minimum.reduceat(order, edges) if len(order) else order
+        for key, count, place in zip(sorted_keys[edges].tolist(), counts.tolist(), first.tolist(), strict=True):
+            if key == MISSING:
+                continue
+            self.counts[key] = self.counts.get(key, 0) + count
+            if key not in self.texts:
+                self.texts[key] = str(as_text(values.slice(place, 1))[0].as_py())
 
-    def _prune(self) -> None:
-        kept = heapq.nsmallest(self.MOST // 2, self._counts, key=lambda key: (-self._counts[key], key))
-        self._counts = {key: self._counts[key] for key in kept}
-        self._texts = {key: self._texts[key] for key in kept}
+    def merge(self, keys: Sequence[int], counts: Sequence[int], texts: Sequence[str]) -> None:
+        """Take in what was counted elsewhere, in later rows."""
+        for key, count, text in zip(keys, counts, texts, strict=True):
+            self.counts[key] = self.counts.get(key, 0) + count
+            self.texts.setdefault(key, text)
 
     def result(self, most: int = 128) -> tuple[tuple[int, str], ...]:
         """Keys and texts of the most frequent values, most frequent first."""
-        kept = heapq.nsmallest(most, self._counts, key=lambda key: (-self._counts[key], key))
-        return tuple((key, self._texts[key]) for key in kept)
+        kept = heapq.nsmallest(most, self.counts, key=lambda key: (-self.counts[key], key))
+        return tuple((key, self.texts[key]) for key in kept)
 
 
 def merged(spec: FieldSpec, sketches: Sequence[Sketch]) -> Sketch:

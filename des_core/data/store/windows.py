@@ -24,7 +24,7 @@ from des_core.contracts import ROW_GROUP, TIME, Dataset, FieldSpec, Part, Refere
 from des_core.data.read.sources import source_of
 from des_core.data.store.dataset import dataset_of
 from des_core.data.store.encoding import fields_of, specs_of
-from des_core.data.store.parts import PartManifest, open_rows
+from des_core.data.store.parts import PartManifest, RowGroups
 from des_core.errors import DataError
 
 
@@ -40,7 +40,7 @@ class Times:
     """Event times of a part in time order, a row group at a time."""
 
     def __init__(self, root: str, part: Part) -> None:
-        self._file = open_rows(root, part)
+        self._groups = RowGroups(root, part, [TIME])
         self._rows = part.rows
 
     def at(self, row: int) -> int:
@@ -60,7 +60,7 @@ class Times:
         return start + int(np.searchsorted(self._group(low), time)) if start < self._rows else self._rows
 
     def _group(self, number: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        column = self._file.read_row_group(number, columns=[TIME], use_threads=False).column(TIME)
+        column = self._groups.read(number).column(TIME)
         return np.asarray(column.to_numpy(), np.int64)
 
 
