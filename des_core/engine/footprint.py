@@ -31,7 +31,7 @@ from des_core import storage
 from des_core.config import Config
 from des_core.contracts import ROW_GROUP, Dataset, FieldSpec
 from des_core.data.feed.batches import WINDOW
-from des_core.data.store.sorting import RUN_BYTES
+from des_core.data.store.encoded import RUN_BYTES
 from des_core.engine.exchange.placement import Placement, placements
 from des_core.engine.models import Model
 from des_core.engine.weights.index import MAX_LOAD
