@@ -138,23 +138,30 @@ def ingest_and_pin(config: Config, as_of: str = ALL) -> Done:
         DesError: the RayJob that reads the logs failed (``ingest_job.launch``).
         ConfigError: the run needs more memory than its workers may have, which only the data's statistics tell.
     """
+    here = config
     if config.ingest.engine == "ray" and config.cluster.backend == "pytorchjob":
         from components.launch import ingest_job
 
         ingest_job.launch(config, as_of)
+        # All is there: this pod has no Ray cluster, and needs none to find it.
+        here = config.model_copy(update={"ingest": config.ingest.model_copy(update={"engine": "local"})})
     if as_of != ALL:
-        return _ingest_day(config, as_of)
-    done = ingest(config)
+        return _ingest_day(config, as_of, here)
+    done = ingest(here)
     run = pin(config, Reference.parse(done.reference))
     memory.check(run)
     return replace(done, reference=str(run.reference("inputs.json")))
 
 
-def _ingest_day(config: Config, as_of: str) -> Done:
-    """Every closed day up to this one that is missing; then the window is pinned."""
+def _ingest_day(config: Config, as_of: str, here: Config) -> Done:
+    """Every closed day up to this one that is missing; then the window is pinned.
+
+    Args:
+        here: the config by which this process reads logs.
+    """
     from des_core.recurring import daily
 
-    parts = day_parts(config, as_of)
+    parts = day_parts(here, as_of)
     known = daily.pinned(config, as_of, parts)
     run = daily.pin_day(config, as_of, parts)
     memory.check(run)
