@@ -1,6 +1,7 @@
-"""How many rows of raw Criteo logs become features in a second, on one core?
+"""How many rows of raw Criteo logs become features in a second, on how many cores?
 
     python benchmarks/ingest.py --rows 1000000
+    python benchmarks/ingest.py --rows 5000000 --cores 1 2 1 2
 
 Makes logs of that shape (a label, 13 numbers, 26 categories with Zipf ids, some missing), ingests them and prints
 key=value: rows, megabytes, seconds and rows per second, compilation left out. Nothing stays on the disk.
@@ -11,8 +12,10 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import shutil
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import numpy as np
@@ -31,7 +34,7 @@ CARDINALITIES = (
     *(27, 10_000, 150_000, 10, 5_000, 2_000, 4, 170_000, 18, 15, 60_000, 80, 40_000),
 )
 MISSING_SHARE = 0.12
-BLOCK = 250_000
+BLOCK = 50_000
 
 
 def write_logs(path: str, rows: int, seed: int = 0) -> None:
@@ -66,38 +69,55 @@ def config_of(path: str, root: str) -> Config:
     )
 
 
+def measure(large: str, folder: str, cores: int) -> str:
+    """A line of numbers for one ingestion on so many cores."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    # Neither Arrow's pools nor numpy may take another one.
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    ingest(config_of(os.path.join(folder, "small.tsv"), os.path.join(folder, "warm")))
+    config = config_of(large, os.path.join(folder, "store"))
+    before = os.times()
+    started = time.perf_counter()
+    reference = ingest(config)
+    seconds, after = time.perf_counter() - started, os.times()
+    cpu = sum(after[:4]) - sum(before[:4])
+    part = Dataset.load(reference).parts["all"]
+    stored = sum(os.path.getsize(os.path.join(config.features_root, file.path)) for file in part.files)
+    peaks = [resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return format_event(
+        "benchmark",
+        cores=cores,
+        rows=part.rows,
+        raw_mb=os.path.getsize(large) / 1e6,
+        stored_mb=stored / 1e6,
+        files=len(part.files),
+        seconds=seconds,
+        rows_per_s=round(part.rows / seconds),
+        rows_per_cpu_s=round(part.rows / cpu),
+        peak_rss_mb=max(peaks),
+    )
+
+
 def main() -> None:
     """Make, ingest, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the log (default 1,000,000)")
-    rows = parser.parse_args().rows
-    # One core: neither Arrow's pools nor numpy may take a second one.
-    pa.set_cpu_count(1)
-    pa.set_io_thread_count(1)
+    parser.add_argument("--cores", type=int, nargs="+", default=[1], help="cores of each ingestion (default 1)")
+    options = parser.parse_args()
+    context = get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         small, large = os.path.join(folder, "small.tsv"), os.path.join(folder, "large.tsv")
-        # Logs are made in another process, so that their memory is not counted here.
-        with get_context("spawn").Pool(1) as pool:
-            pool.starmap(write_logs, [(small, 1000), (large, rows)])
-        ingest(config_of(small, os.path.join(folder, "warm")))
-        started, cpu = time.perf_counter(), time.process_time()
-        config = config_of(large, os.path.join(folder, "store"))
-        reference = ingest(config)
-        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-        part = Dataset.load(reference).parts["all"]
-        stored = sum(os.path.getsize(os.path.join(config.features_root, file.path)) for file in part.files)
-        print(
-            format_event(
-                "benchmark",
-                rows=rows,
-                raw_mb=os.path.getsize(large) / 1e6,
-                stored_mb=stored / 1e6,
-                seconds=seconds,
-                rows_per_s=round(rows / seconds),
-                rows_per_cpu_s=round(rows / cpu),
-                peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            )
-        )
+        # Logs are made in another process, and each ingestion has one of its own, whose memory is counted.
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            list(pool.map(write_logs, [small, large], [1000, options.rows]))
+        for number, cores in enumerate(options.cores):
+            inside = os.path.join(folder, str(number))
+            os.mkdir(inside)
+            os.link(small, os.path.join(inside, "small.tsv"))
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                print(pool.submit(measure, large, inside, cores).result(), flush=True)
+            shutil.rmtree(inside)
 
 
 if __name__ == "__main__":

@@ -150,4 +150,5 @@ class Order:
         with _opened(self.runs[number].uri) as reader:
             place = reader.schema.get_field_index(KEY)
         with _opened(self.runs[number].uri, [place]) as reader:
-            return np.asarray(reader.get_batch(batch).column(0).to_numpy(), np.uint64)
+            # A copy: the batch holds all columns.
+            return np.array(reader.get_batch(batch).column(0).to_numpy(), np.uint64)
