@@ -95,6 +95,9 @@ class Worker:
         peers: the other workers.
     """
 
+    lookahead = 1
+    """Batches that are made ready in advance, and threads that read them."""
+
     def __init__(self, run: Run, peers: Collectives) -> None:
         config = run.config
         self.run, self.peers = run, peers
@@ -113,6 +116,7 @@ class Worker:
         self.decay = Decay()
         self.ownership = Ownership(self.dataset.row_fields, self.placement.owned(peers.rank))
         self.profile = Profile(peers.device, lambda: peers.spent_s)
+        peers.inside = self.profile.exchange
         self._fields_O = torch.tensor(self.ownership.indices, dtype=torch.int64, device=peers.device)
         self._sent = np.zeros(2)
         self.steps = 0
@@ -183,7 +187,8 @@ class Worker:
         """A split's batches, with the columns this worker needs."""
         seed = self.run.config.run.seed if shuffle else None
         inputs = [field.name for field in self.dataset.dense_fields]
-        return Stream(self.run.dataset, split, [*self.ownership.columns, *inputs, LABEL, *extra], seed)
+        columns = [*self.ownership.columns, *inputs, LABEL, *extra]
+        return Stream(self.run.dataset, split, columns, seed, self.lookahead)
 
     def ready(
         self, batches: Iterator[pa.Table], step: int, day: int | None, due: Callable[[int], bool]
@@ -264,7 +269,7 @@ class Worker:
             self._sent += [
                 sizes.sum() - sizes[self.peers.rank] for sizes in (ready.routing.rows_N, ready.routing.message_N)
             ]
-        profile.steps += 1
+        profile.end_step()
         self.steps = ready.step
         return mean
 
