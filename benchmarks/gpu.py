@@ -59,7 +59,7 @@ from des_core.engine.worker import Worker, worker_of
 from des_core.run import pin
 
 FACTORS, HIDDEN, RATE, EPS, ZIPF = 16, (256, 128), 0.01, 1e-6, 1.05
-GATE_STEPS, GATE_BATCH, GATE_ROWS = 12, 64, 200
+GATE_STEPS, GATE_BATCH, GATE_ROWS = 6, 32, 100
 FILL = 1 << 18
 WARM = 6
 """Steps until kernels are compiled and steps captured."""
@@ -311,7 +311,11 @@ def compare(peers: Collectives, model: str, batch: int, wanted: argparse.Namespa
         systems[name] = des_system(workers[name], tables)
     rates: dict[str, list[float]] = {name: [] for name in systems}
     for name, system in systems.items():
-        emit("warm", system=name, s=seconds(device, lambda system=system: system.train(WARM)))
+        emit(
+            "warm",
+            system=name,
+            s=seconds(device, lambda system=system: system.train(WARM if device.type == "cuda" else 1)),
+        )
     for _ in range(wanted.rounds):
         for name, system in systems.items():
             rates[name].append(wanted.steps * batch / seconds(device, lambda system=system: system.train(wanted.steps)))
@@ -339,7 +343,7 @@ def profiled(peers: Collectives, worker: Worker, system: System, model: str, bat
     clock = CudaClock() if peers.device.type == "cuda" else None
     worker.profile = Profile(peers.device, lambda: peers.spent_s, clock)
     peers.inside = worker.profile.exchange
-    system.train(max(WATCHED.stop, WARM))
+    system.train(WATCHED.stop if clock else 1)
     phases = {f"{name}_ms": round(ms, 3) for name, ms in worker.profile.ms_per_step().items()}
     emit("phases", model=model, batch=batch, **phases)
     told = worker.profile.on_device()
@@ -357,6 +361,7 @@ def kernels_alone(peers: Collectives, wanted: argparse.Namespace) -> None:
     from des_core.engine.device.table import DeviceTable
 
     device, fields, batch = peers.device, wanted.fields, wanted.batches[0]
+    repeats = 10 if device.type == "cuda" else 1
     keys = wanted.rows * fields
     table = DeviceTable(FACTORS + 1, 2, 7, 0.01, TableConfig(), device, torch.float32)
     ids = ids_of(np.arange(keys), "t")
@@ -366,7 +371,7 @@ def kernels_alone(peers: Collectives, wanted: argparse.Namespace) -> None:
     shuffled = torch.from_numpy(ids).to(device)[torch.randperm(keys, device=device)]
     mine = torch.ones(keys, dtype=torch.int8, device=device)
     table.keys.find(shuffled[: 1 << 10], mine[: 1 << 10])
-    took = [seconds(device, lambda: table.keys.find(shuffled, mine)) for _ in range(5)]
+    took = [seconds(device, lambda: table.keys.find(shuffled, mine)) for _ in range(repeats)]
     emit("find", keys=keys, keys_per_s=round(keys / statistics.median(took)))
     _, numbers = batches_of(batch, 1, wanted.rows, fields)
     slots_L = numbers[0].to(device).flatten().int()
@@ -381,7 +386,7 @@ def kernels_alone(peers: Collectives, wanted: argparse.Namespace) -> None:
         pooled.update(segments, rule.name, control, finite)
 
     whole()
-    took_s = statistics.median(seconds(device, whole) for _ in range(10))
+    took_s = statistics.median(seconds(device, whole) for _ in range(repeats))
     least = float(pooled.least_bytes(segments))
     emit(
         "rows",
@@ -391,7 +396,7 @@ def kernels_alone(peers: Collectives, wanted: argparse.Namespace) -> None:
         least_mb=least / 1e6,
         of_copy=least / took_s / copy_bandwidth(device),
     )
-    emit("sort", ms=1e3 * statistics.median(seconds(device, lambda: segments_of(slots_L)) for _ in range(10)))
+    emit("sort", ms=1e3 * statistics.median(seconds(device, lambda: segments_of(slots_L)) for _ in range(repeats)))
 
 
 def copy_bandwidth(device: torch.device) -> float:

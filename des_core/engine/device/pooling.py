@@ -49,6 +49,8 @@ class Pooled:
     source_UK: Tensor | None = None
     """What ``rows`` is a copy of, if it asks for a gradient."""
     gradients: list[Tensor] = field(default_factory=list)
+    scale: Tensor | None = None
+    """What the rows' gradients are multiplied by, a number on the device; None: 1."""
 
     @property
     def shape(self) -> dict[str, Any]:
@@ -104,6 +106,14 @@ class Pooled:
         if self.gradients and len(self.slots_L):
             self._update(segments, RULES[rule], control, finite)
 
+    def row_squares(self, segments: Segments, control: Tensor) -> Tensor:
+        """The sum of squares [1] of all rows' gradients, of a backward that is done."""
+        norms_L = torch.zeros(max(len(self.slots_L), 1), dtype=self.rows.dtype, device=self.rows.device)
+        if self.gradients and len(self.slots_L):
+            one = torch.ones(1, dtype=torch.int32, device=self.rows.device)
+            self._update(segments, row_kernels.SQUARE, control, one, norms_L)
+        return norms_L.sum().reshape(1)
+
     def source_gradient(self) -> Tensor:
         """The gradient [U, K] of rows, each of which has a lookup; it takes the place of their copy."""
         nothing = torch.zeros(CONTROL, dtype=torch.int64, device=self.rows.device)
@@ -113,22 +123,26 @@ class Pooled:
         assert self.source_UK is not None
         return self.rows.read(0, len(self.source_UK))[0]
 
-    def _update(self, segments: Segments, rule: int, control: Tensor, finite: Tensor) -> None:
+    def _update(
+        self, segments: Segments, rule: int, control: Tensor, finite: Tensor, norms_L: Tensor | None = None
+    ) -> None:
         rows, places, lookups = self.rows, self.places, len(self.slots_L)
         tiles = -(-lookups // row_kernels.TILE)
         came_TC, leave_TC = torch.empty(2, tiles, rows.width + 1, dtype=rows.dtype, device=rows.device)
         shape = self.shape | {
             "RULE": rule, "Z": rows.state_width, "STATE_STRIDE": rows.state_stride, "TILE": row_kernels.TILE,
+            "CLIP": self.scale is not None,
         }  # fmt: skip
+        numbers = came_TC if norms_L is None else norms_L, came_TC if self.scale is None else self.scale
         row_kernels.update_rows[grid(tiles, row_kernels.TILES)](
             segments.sorted_L, segments.order_L, self._or_none(places.x_L), self._or_none(places.sample_L),
-            self._or_none(places.piece_L), *self.gradients, came_TC, leave_TC, finite, control, rows.bases,
+            self._or_none(places.piece_L), *self.gradients, came_TC, leave_TC, finite, control, *numbers, rows.bases,
             rows.states, self.ids_S, lookups, places.samples, places.fields, self.gradients[0].stride(0),
             self.gradients[1].stride(0), **shape, **self._reads, BLOCK=row_kernels.TILES,
         )  # fmt: skip
         row_kernels.update_crossing[(tiles,)](
-            segments.sorted_L, came_TC, leave_TC, finite, control, rows.bases, rows.states, self.ids_S, lookups,
-            **shape, SQUARES=self.squares, MANY=row_kernels.CROSSED,
+            segments.sorted_L, came_TC, leave_TC, finite, control, *numbers, rows.bases, rows.states, self.ids_S,
+            lookups, **shape, SQUARES=self.squares, MANY=row_kernels.CROSSED,
         )  # fmt: skip
 
     def meet(

@@ -27,8 +27,8 @@ CROSSED = 64
 """Tiles of one row whose sums are added at a time."""
 SAMPLES = 16
 ROWS = 64
-SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL, GRADIENT = 0, 1, 2, 3, 4, 5
-"""Rules; the last one writes a row's gradient in its place."""
+SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL, GRADIENT, SQUARE = 0, 1, 2, 3, 4, 5, 6
+"""Rules; the last two write a row's gradient in its place, and keep the square of its length, in ``norms_L``."""
 
 
 @triton.jit
@@ -185,10 +185,11 @@ def meet_rows(
 @triton.jit
 def update_rows(
     sorted_L, order_L, x_L, sample_L, piece_L, d_linear_B, d_sums_Bk, d_vectors_BOk, d_squares_B, came_TC, leave_TC,
-    finite, control, bases, states, ids_S, lookups, samples, fields, linear_stride, sums_stride,
+    finite, control, norms_L, scale, bases, states, ids_S, lookups, samples, fields, linear_stride, sums_stride,
     RULE: tl.constexpr, K: tl.constexpr, Z: tl.constexpr, WIDE: tl.constexpr, STRIDE: tl.constexpr,
     STATE_STRIDE: tl.constexpr, SHIFT: tl.constexpr, DTYPE: tl.constexpr, ROW: tl.constexpr, BY_FIELD: tl.constexpr,
-    SQUARES: tl.constexpr, PLAIN: tl.constexpr, HAS_X: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    SQUARES: tl.constexpr, CLIP: tl.constexpr, PLAIN: tl.constexpr, HAS_X: tl.constexpr, TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Apply a rule of weights/optimizer.py to the rows that a batch read, unless its loss is not finite.
 
@@ -232,8 +233,8 @@ def update_rows(
             d_norm += 2 * x * x * tl.load(d_squares_B + b, mask=known, other=0)
         ends = known & (after != slot)
         apply_rule(
-            total, d_norm, slot, ends & own, control, bases, states, ids_S,
-            RULE, K, Z, WIDE, STRIDE, STATE_STRIDE, SHIFT, DTYPE, ROW, SQUARES,
+            total, d_norm, slot, ends & own, at, control, norms_L, scale, bases, states, ids_S,
+            RULE, K, Z, WIDE, STRIDE, STATE_STRIDE, SHIFT, DTYPE, ROW, SQUARES, CLIP,
         )  # fmt: skip
         leave(came_TC, t, total, d_norm, ends & ~own, column, K)
         total = tl.where(ends[:, None], 0, total)
@@ -319,10 +320,10 @@ def leave(sums_TC, t, total, d_norm, which, column, K: tl.constexpr):
 
 @triton.jit
 def update_crossing(
-    sorted_L, came_TC, leave_TC, finite, control, bases, states, ids_S, lookups,
+    sorted_L, came_TC, leave_TC, finite, control, norms_L, scale, bases, states, ids_S, lookups,
     RULE: tl.constexpr, K: tl.constexpr, Z: tl.constexpr, WIDE: tl.constexpr, STRIDE: tl.constexpr,
     STATE_STRIDE: tl.constexpr, SHIFT: tl.constexpr, DTYPE: tl.constexpr, ROW: tl.constexpr, SQUARES: tl.constexpr,
-    TILE: tl.constexpr, MANY: tl.constexpr,
+    CLIP: tl.constexpr, TILE: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
     """As ``update_rows``, for the row whose lookups begin in a tile and go on in the next."""
     t = tl.program_id(0).to(tl.int64)
@@ -351,18 +352,23 @@ def update_crossing(
         tile += MANY
     one = tl.arange(0, 1)
     apply_rule(
-        total[None, :], d_norm + one.to(DTYPE), slot + one, one == 0, control, bases, states, ids_S,
-        RULE, K, Z, WIDE, STRIDE, STATE_STRIDE, SHIFT, DTYPE, ROW, SQUARES,
+        total[None, :], d_norm + one.to(DTYPE), slot + one, one == 0, end + one, control, norms_L, scale, bases, states,
+        ids_S, RULE, K, Z, WIDE, STRIDE, STATE_STRIDE, SHIFT, DTYPE, ROW, SQUARES, CLIP,
     )  # fmt: skip
 
 
 @triton.jit
 def apply_rule(
-    g, d_norm, slot, active, control, bases, states, ids_S,
+    g, d_norm, slot, active, at, control, norms_L, scale, bases, states, ids_S,
     RULE: tl.constexpr, K: tl.constexpr, Z: tl.constexpr, WIDE: tl.constexpr, STRIDE: tl.constexpr,
     STATE_STRIDE: tl.constexpr, SHIFT: tl.constexpr, DTYPE: tl.constexpr, ROW: tl.constexpr, SQUARES: tl.constexpr,
+    CLIP: tl.constexpr,
 ):  # fmt: skip
-    """Update the rows of slots by the sums over their lookups."""
+    """Update the rows of slots by the sums over their lookups; with ``CLIP`` times a number.
+
+    Args:
+        at: a lookup of each.
+    """
     column = tl.arange(0, WIDE)
     inside = (column < K)[None, :]
     both = active[:, None] & inside
@@ -372,6 +378,8 @@ def apply_rule(
     row = tl.load(place, mask=both, other=0).to(DTYPE)
     if SQUARES:
         g += d_norm[:, None] * tl.where((column >= 1)[None, :], row, 0)
+    if CLIP:
+        g = g * tl.load(scale)
     rate, l2 = number(control, 0, DTYPE), number(control, 1, DTYPE)
     if RULE == 0:
         row -= rate * (g + l2 * row)
@@ -406,6 +414,8 @@ def apply_rule(
         row = kept * row - rate * m / (_root(n) + eps)
     elif RULE == 5:
         row = g
+    elif RULE == 6:
+        tl.store(norms_L + at, tl.sum(tl.where(inside, g * g, 0), 1), mask=active)
     else:
         # numbers: steep = 1 / rate, l2, beta, l1, group.
         beta, l1, group = number(control, 2, DTYPE), number(control, 3, DTYPE), number(control, 4, DTYPE)
@@ -428,4 +438,5 @@ def apply_rule(
         shrink = tl.where(length > group, (length - group) / tl.where(length > 0, length, 1), 0)
         divisor = (beta + after) * rate + l2
         row = tl.where(divisor > 0, shrink[:, None] * s / tl.where(divisor > 0, divisor, 1), row)
-    store_rows(place, row, both, tl.load(ids_S + slot, mask=active, other=0), tl.load(control + 2), column, ROW)
+    if RULE != 6:
+        store_rows(place, row, both, tl.load(ids_S + slot, mask=active, other=0), tl.load(control + 2), column, ROW)

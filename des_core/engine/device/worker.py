@@ -26,6 +26,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from des_core.checkpoint.manifest import Manifest
 from des_core.config import Config
 from des_core.contracts import LABEL, Reference
 from des_core.data.feed.batches import BUCKETS, Raw, dense_values
@@ -43,7 +44,6 @@ from des_core.engine.device.table import BLOCK, DeviceTable, grid
 from des_core.engine.exchange.collectives import Collectives
 from des_core.engine.exchange.plan import Link, home_edges
 from des_core.engine.operators import Shard
-from des_core.engine.weights import checkpoint
 from des_core.engine.worker import Worker
 from des_core.run import Run
 
@@ -134,7 +134,7 @@ class DeviceWorker(Worker):
             for worker, some in enumerate(self.exchange.fields_of_owner)
         ]
 
-    def load(self, reference: Reference) -> checkpoint.Manifest:
+    def load(self, reference: Reference) -> Manifest:
         """Take over a checkpoint's weights and optimizer state."""
         manifest = super().load(reference)
         self.replays.forget()
@@ -239,10 +239,13 @@ class DeviceWorker(Worker):
         with profile.phase("backward"):
             self.dense.zero_gradients()
             logits_b.backward(gradient_b)
-            gradients, mean = self._summed_gradients(loss_b.sum())
+            squares = self._squares(shard, segments, control)
+            gradients, mean, squares = self._summed_gradients(loss_b.sum(), squares)
             row_kernels.judge[(1,)](mean, self._finite)
         with profile.phase("update"), torch.no_grad():
             moved = tuple(n for n, p in enumerate(self.dense.parameters) if p.grad is not None)
+            if squares is not None:
+                self._clipped(shard, gradients, squares)
             self.dense.update(moved, gradients, control, self._finite)
             self._update(shard, segments, control)
         if routing is not None and routing.sent is not None:
@@ -263,33 +266,59 @@ class DeviceWorker(Worker):
         return loss_b, gradient_b
 
     def _update(self, shard: Shard, segments: Segments, control: Tensor) -> None:
-        rule = self.run.config.optimizer.rows.name
-        if isinstance(shard, RowsShard) and shard.sent is not None and shard.sent.pooled is not None:
-            pooled = shard.sent.pooled
-            pooled.update(segments_of(pooled.slots_L), rule, control, self._finite)
-        elif isinstance(shard, DeviceShard) and shard.pooled is not None:
-            shard.pooled.update(segments, rule, control, self._finite)
+        pooled = self._pooled_of(shard)
+        if pooled is not None:
+            rule = self.run.config.optimizer.rows.name
+            pooled.update(self._by_row(shard, pooled, segments), rule, control, self._finite)
 
-    def _summed_gradients(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """All dense gradients, flat, completed in one sum over workers; and the batch's mean loss.
+    def _pooled_of(self, shard: Shard) -> Pooled | None:
+        """The lookups whose rows are updated here."""
+        if isinstance(shard, RowsShard):
+            return None if shard.sent is None else shard.sent.pooled
+        return shard.pooled if isinstance(shard, DeviceShard) else None
+
+    def _squares(self, shard: Shard, segments: Segments, control: Tensor) -> Tensor | None:
+        """The sum of squares [1] of the gradients of the rows owned here; None: nothing is clipped."""
+        if not self.plan.clips:
+            return None
+        pooled = self._pooled_of(shard)
+        if pooled is None:
+            return torch.zeros(1, dtype=self.dtype, device=self.peers.device)
+        return pooled.row_squares(self._by_row(shard, pooled, segments), control)
+
+    def _clipped(self, shard: Shard, gradients: Tensor, squares: Tensor) -> None:
+        """Scale all gradients down to ``max_grad_norm``; see ``Worker``."""
+        norm = torch.sqrt(squares.sum() + gradients.square().sum())
+        scale = (self.run.config.train.max_grad_norm / (norm + 1e-6)).clamp(max=1)
+        gradients.mul_(scale)
+        pooled = self._pooled_of(shard)
+        if pooled is not None:
+            pooled.scale = scale
+
+    def _by_row(self, shard: Shard, pooled: Pooled, segments: Segments) -> Segments:
+        return segments_of(pooled.slots_L) if isinstance(shard, RowsShard) else segments
+
+    def _summed_gradients(self, loss: Tensor, squares: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """All dense gradients, flat, completed in one sum over workers; the batch's mean loss, and ``squares`` of all.
 
         Where what follows the totals is replicated, every worker's gradient of it is 1/N of the whole.
         """
-        peers, summed = self.peers, set(self.plan.summed)
+        peers, summed, replicated = self.peers, set(self.plan.summed), self.plan.replicated
         gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        flat = torch.cat([part.reshape(-1) for part in gradients.values()])
         if peers.workers == 1:
-            return flat, loss
-        if not self.plan.replicated:
-            total = peers.all_reduce({"dense gradients": flat, "metrics": loss.reshape(1)}, "backward")
-            return total["dense gradients"], total["metrics"][0]
+            return torch.cat([part.reshape(-1) for part in gradients.values()]), loss, squares
         mine = [part.reshape(-1) for name, part in gradients.items() if name in summed]
+        numbers = [] if replicated else [loss.reshape(1)]
+        numbers += [] if squares is None else [squares]
+        sums = {"dense gradients": torch.cat(mine)} if mine else {}
+        sums |= {"metrics": torch.cat(numbers)} if numbers else {}
+        total = peers.all_reduce(sums, "backward") if sums else {}
         if mine:
-            whole = peers.all_reduce({"dense gradients": torch.cat(mine)}, "backward")["dense gradients"]
-            mine = list(whole.split([len(part) for part in mine]))
+            mine = list(total["dense gradients"].split([len(part) for part in mine]))
         alike = {name: part.reshape(-1) * peers.workers for name, part in gradients.items() if name not in summed}
-        parts = [alike[name] if name in alike else mine.pop(0) for name in gradients]
-        return torch.cat(parts), loss * peers.workers
+        flat = torch.cat([alike[name] if name in alike else mine.pop(0) for name in gradients])
+        mean = loss * peers.workers if replicated else total["metrics"][0]
+        return flat, mean, None if squares is None else total["metrics"][-1:]
 
     def _shard_of(self, inputs: Inputs, home: Home, control: Tensor) -> tuple[Shard, Segments, DeviceRouting | None]:
         """What operators read, new rows being there; and the lookups by row."""

@@ -91,6 +91,8 @@ def rows(kind: str, rule: str, width: int, by_field: bool, squares: bool, plain:
     pooled = Pooled(store, L, L.int(), places, by_field, squares)
     sum(part.sum() for part in pooled.with_gradients()).backward()  # type: ignore[union-attr]
     segments, control = segments_of(L.int()), control_of(0, 1)
+    pooled.row_squares(segments, control)
+    pooled.scale = torch.ones((), dtype=dtype) if decays else None
     pooled.update(segments, rule, control, torch.ones(1, dtype=torch.int32))
     pooled.meet(segments, counts, counts, control, torch.zeros(2, 2, dtype=torch.float64) if decays else None)
 
