@@ -6,12 +6,14 @@ Prints key=value lines: the card and its copy bandwidth; whether the systems tra
 kernels have the same bits; for each model and batch the samples per second of
 
     plain    nn.Embedding(sparse=True) of all fields merged, torch.optim.Adagrad, the same towers; row numbers given
-    torch    DES with train.kernels = "torch": ids on the CPU, rows on the device
-    triton   DES with train.kernels = "triton": ids and rows on the device
+    torch    DES with train.kernels = "torch": ids on the CPU, rows on the device (of the first model and batch)
+    triton   DES with train.kernels = "triton": ids and rows on the device, every kernel launched by the host
+    graphs   the same, its steps captured in CUDA graphs and replayed
 
-in turns, and the ratios to plain (median of the turns, with least and most); then the phases of a step, its kernel
-launches and synchronisations, and what the kernels of ids and rows reach by themselves. All rows are live before the
-first step. Keys and labels start in host memory for everyone; nothing is decoded inside the clock.
+in turns, and the ratios to plain (median of the turns, with least and most); then, by a profile of the device, the
+phases of a step, its kernel launches and synchronisations, and the bytes that rows and their sums must move against
+what a copy reaches; and what the kernels of ids and rows reach by themselves. All rows are live before the first step.
+Keys and labels start in host memory for everyone; no Parquet is decoded inside the clock.
 
 A machine without a package index that has torch, Triton, numba and pyarrow needs pydantic and safetensors beside
 them: fetch their wheels elsewhere (pip download --no-deps pydantic pydantic-core annotated-types typing-inspection
@@ -32,7 +34,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +54,15 @@ from des_core.data.feed.batches import ids_of
 from des_core.data.feed.prefetch import ahead
 from des_core.data.store.parts import footer_of
 from des_core.engine.exchange.collectives import Collectives
+from des_core.engine.profile import WATCHED, CudaClock, Profile
 from des_core.engine.worker import Worker, worker_of
 from des_core.run import pin
 
 FACTORS, HIDDEN, RATE, EPS, ZIPF = 16, (256, 128), 0.01, 1e-6, 1.05
-GATE_STEPS, GATE_BATCH, GATE_ROWS = 12, 64, 200
+GATE_STEPS, GATE_BATCH, GATE_ROWS = 6, 32, 100
 FILL = 1 << 18
+WARM = 6
+"""Steps until kernels are compiled and steps captured."""
 
 
 def emit(event: str, **fields: object) -> None:
@@ -70,7 +75,9 @@ def names(fields: int) -> list[str]:
     return [f"f{number:02}" for number in range(fields)]
 
 
-def config_of(model: str, batch: int, fields: int, device: str, kernels: str, folder: Path) -> Config:
+def config_of(
+    model: str, batch: int, fields: int, device: str, kernels: str, folder: Path, graphs: bool = True
+) -> Config:
     """The run of DES."""
     rule = {"name": "adagrad", "learning_rate": RATE, "eps": EPS}
     return parse_config(
@@ -79,7 +86,7 @@ def config_of(model: str, batch: int, fields: int, device: str, kernels: str, fo
             "source": {"format": "parquet", "path": "made-by-the-benchmark"},
             "fields": [{"name": name} for name in names(fields)],
             "model": {"name": model, "factors": FACTORS, "hidden": HIDDEN, "init": 0.01},
-            "train": {"batch": batch, "device": device, "kernels": kernels, "exchange": "auto"},
+            "train": {"batch": batch, "device": device, "kernels": kernels, "exchange": "auto", "graphs": graphs},
             "optimizer": {"rows": rule | {"name": "rowwise_adagrad"}, "dense": rule},
             "storage": {"root": str(folder)},
             "registry": {"tracking_uri": f"sqlite:///{folder}/mlflow.db"},
@@ -208,15 +215,24 @@ def fill(worker: Worker, rows: int, fields: int) -> None:
         for piece in np.array_split(ids, max(1, rows // FILL)):
             place = ownership.indices.index(number)
             if hasattr(worker.table, "look_up"):
-                device, many = worker.peers.device, len(piece)
-                ids_L = torch.from_numpy(piece).to(device)
-                mine_L = torch.ones(many, dtype=torch.int8, device=device)
-                piece_L = torch.full((many,), place, dtype=torch.int64, device=device)
-                table_O = torch.from_numpy(ownership.table_of_piece.astype(np.int32)).to(device)
-                worker.table.look_up(ids_L, mine_L, piece_L, table_O, 0)
+                look_up(worker.table, piece, place, ownership.table_of_piece)
             else:
                 tables = np.full(len(piece), ownership.table_of_piece[place], np.uint16)
                 worker.table.commit(worker.table.stage(piece, tables, np.ones(len(piece), np.uint32), 0))
+
+
+def look_up(table: Any, ids: np.ndarray, place: int, table_of_piece: np.ndarray) -> None:
+    """Make rows of new ids on a device, all of one field."""
+    from des_core.engine.device.batch import control_of
+
+    device, many = table.rows.device, len(ids)
+    ids_L = torch.from_numpy(ids).to(device)
+    mine_L = torch.ones(many, dtype=torch.int8, device=device)
+    piece_L = torch.full((many,), place, dtype=torch.int64, device=device)
+    tables = torch.from_numpy(table_of_piece.astype(np.int32)).to(device)
+    table.make_room(many)
+    table.look_up(ids_L, mine_L, piece_L, tables, control_of(7, 0).to(device))
+    table.ask_used()
 
 
 def des_system(worker: Worker, tables: list[pa.Table]) -> System:
@@ -224,7 +240,8 @@ def des_system(worker: Worker, tables: list[pa.Table]) -> System:
 
     def train(steps: int) -> None:
         batches = (tables[step % len(tables)] for step in range(steps))
-        with contextlib.closing(ahead(worker.ready(batches, worker.steps, None, lambda step: False))) as items:
+        made = worker.ready(batches, worker.steps, None, lambda step: False)
+        with contextlib.closing(ahead(made, partial(worker.profile.add, "stall"), worker.lookahead)) as items:
             for item in items:
                 worker.step(item, 1.0)  # type: ignore[arg-type]
 
@@ -285,15 +302,20 @@ def compare(peers: Collectives, model: str, batch: int, wanted: argparse.Namespa
     tables, numbers = batches_of(batch, wanted.different, rows, fields)
     systems = {"plain": plain_system(Plain(model, rows, fields, device), device, tables, numbers)}
     workers: dict[str, Worker] = {}
-    for kernels in ("torch", "triton"):
-        config = config_of(model, batch, fields, device.type, kernels, folder / f"{model}{batch}{kernels}")
-        reference = dataset_of(config, rows, fields, folder / f"{model}{batch}{kernels}")
-        workers[kernels] = worker_of(pin(config, reference), peers)
-        fill(workers[kernels], rows, fields)
-        systems[kernels] = des_system(workers[kernels], tables)
+    first = model == wanted.models[0] and batch == wanted.batches[0]
+    for name in ("torch", "triton", "graphs") if first else ("triton", "graphs"):
+        place, kernels = folder / f"{model}{batch}{name}", "torch" if name == "torch" else "triton"
+        config = config_of(model, batch, fields, device.type, kernels, place, graphs=name == "graphs")
+        workers[name] = worker_of(pin(config, dataset_of(config, rows, fields, place)), peers)
+        fill(workers[name], rows, fields)
+        systems[name] = des_system(workers[name], tables)
     rates: dict[str, list[float]] = {name: [] for name in systems}
     for name, system in systems.items():
-        emit("warm", system=name, s=seconds(device, lambda system=system: system.train(4)))
+        emit(
+            "warm",
+            system=name,
+            s=seconds(device, lambda system=system: system.train(WARM if device.type == "cuda" else 1)),
+        )
     for _ in range(wanted.rounds):
         for name, system in systems.items():
             rates[name].append(wanted.steps * batch / seconds(device, lambda system=system: system.train(wanted.steps)))
@@ -309,77 +331,72 @@ def compare(peers: Collectives, model: str, batch: int, wanted: argparse.Namespa
             least=min(ratios),
             most=max(ratios),
         )
-    worker = workers["triton"]
-    worker.profile.restart()
-    systems["triton"].train(wanted.steps)
+    replays = getattr(workers["graphs"], "replays", None)
     emit(
-        "phases", model=model, batch=batch, **{f"{k}_ms": round(v, 3) for k, v in worker.profile.ms_per_step().items()}
+        "replays", model=model, batch=batch, steps=workers["graphs"].steps, replayed=replays.replayed if replays else 0
     )
-    count_launches(worker, systems["triton"], model, batch)
+    profiled(peers, workers["triton"], systems["triton"], model, batch)
 
 
-def count_launches(worker: Worker, system: System, model: str, batch: int) -> None:
-    """Kernels started and waits for the device in a step."""
-    if worker.peers.device.type != "cuda":
-        return
-    from torch.profiler import ProfilerActivity, profile
-
-    steps = 4
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
-        system.train(steps)
-        torch.cuda.synchronize()
-    counts = {event.key: event.count for event in trace.key_averages()}
-    launches = sum(n for key, n in counts.items() if "LaunchKernel" in key)
-    waits = sum(n for key, n in counts.items() if "Synchronize" in key)
-    emit("launches", model=model, batch=batch, launches=launches / steps, synchronisations=(waits - 1) / steps)
+def profiled(peers: Collectives, worker: Worker, system: System, model: str, batch: int) -> None:
+    """Where a step's time goes: on the device by its events, elsewhere by the host's clock."""
+    clock = CudaClock() if peers.device.type == "cuda" else None
+    worker.profile = Profile(peers.device, lambda: peers.spent_s, clock)
+    peers.inside = worker.profile.exchange
+    system.train(WATCHED.stop if clock else 1)
+    phases = {f"{name}_ms": round(ms, 3) for name, ms in worker.profile.ms_per_step().items()}
+    emit("phases", model=model, batch=batch, **phases)
+    told = worker.profile.on_device()
+    if told is not None:
+        moving_s = (phases["gather_ms"] + phases["update_ms"]) / 1000
+        of_copy = told["least_bytes"] / moving_s / told["copy_bytes_per_s"]
+        emit("profile", model=model, batch=batch, of_copy=of_copy, **told)
 
 
 def kernels_alone(peers: Collectives, wanted: argparse.Namespace) -> None:
     """What the kernels of ids and rows reach: keys per second, and bytes against the copy bandwidth."""
     from des_core.config import OptimizerConfig, TableConfig
-    from des_core.engine.device.batch import segments_of
+    from des_core.engine.device.batch import Places, control_of, segments_of
     from des_core.engine.device.pooling import Pooled
     from des_core.engine.device.table import DeviceTable
 
     device, fields, batch = peers.device, wanted.fields, wanted.batches[0]
+    repeats = 10 if device.type == "cuda" else 1
     keys = wanted.rows * fields
     table = DeviceTable(FACTORS + 1, 2, 7, 0.01, TableConfig(), device, torch.float32)
-    ids = torch.from_numpy(ids_of(np.arange(keys), "t")).to(device)
-    mine, piece = torch.ones(keys, dtype=torch.int8, device=device), torch.zeros(keys, dtype=torch.int64, device=device)
-    table_O = torch.zeros(1, dtype=torch.int32, device=device)
-    pieces = [slice(at, at + (1 << 22)) for at in range(0, keys, 1 << 22)]
-    took = [seconds(device, lambda p=p: table.look_up(ids[p], mine[p], piece[p], table_O, 1)) for p in pieces]
-    emit(
-        "insert", keys=keys, keys_per_s=round(keys / sum(took)), last_piece_per_s=round(len(ids[pieces[-1]]) / took[-1])
-    )
-    shuffled = ids[torch.randperm(keys, device=device)]
+    ids = ids_of(np.arange(keys), "t")
+    pieces = [ids[at : at + (1 << 22)] for at in range(0, keys, 1 << 22)]
+    took = [seconds(device, lambda p=p: look_up(table, p, 0, np.zeros(1))) for p in pieces]
+    emit("insert", keys=keys, keys_per_s=round(keys / sum(took)), last_piece_per_s=round(len(pieces[-1]) / took[-1]))
+    shuffled = torch.from_numpy(ids).to(device)[torch.randperm(keys, device=device)]
+    mine = torch.ones(keys, dtype=torch.int8, device=device)
     table.keys.find(shuffled[: 1 << 10], mine[: 1 << 10])
-    took = [seconds(device, lambda: table.keys.find(shuffled, mine)) for _ in range(5)]
+    took = [seconds(device, lambda: table.keys.find(shuffled, mine)) for _ in range(repeats)]
     emit("find", keys=keys, keys_per_s=round(keys / statistics.median(took)))
     _, numbers = batches_of(batch, 1, wanted.rows, fields)
-    slots_L = numbers[0].to(device).flatten()
-    lookups = len(slots_L)
-    sample_L = torch.arange(batch, device=device).repeat(fields)
-    piece_L = torch.arange(fields, device=device).repeat_interleave(batch)
-    x_L, offsets = torch.ones(lookups, device=device), torch.arange(lookups + 1, device=device)
-    pooled = Pooled(table.rows, table.keys.ids, slots_L, sample_L, piece_L, x_L, offsets, batch, fields, True, True)
+    slots_L = numbers[0].to(device).flatten().int()
+    pooled = Pooled(table.rows, table.keys.ids, slots_L, Places(batch, fields), True, True)
     rule = OptimizerConfig(name="rowwise_adagrad", learning_rate=0.01)
+    control = control_of(7, 1, rule, FACTORS + 1, 0.01).to(device)
     finite = torch.ones(1, dtype=torch.int32, device=device)
+    segments = segments_of(slots_L)
 
     def whole() -> None:
-        summed, vectors, squares = pooled.with_gradients()
-        pooled.gradients = [summed.detach(), vectors.detach(), squares.detach()]
-        pooled.update(segments, rule, 1, 0.01, finite)
+        pooled.gradients = [part.detach() for part in pooled.with_gradients()]
+        pooled.update(segments, rule.name, control, finite)
 
-    segments = segments_of(slots_L)
-    unique = int(segments.sizes_2[0])
     whole()
-    took = statistics.median(seconds(device, whole) for _ in range(10))
-    # Each record is read and written, each pooled number written and its gradient read, each lookup's slot read twice.
-    least = unique * table.rows.stride * 4 * 2 + 2 * batch * 4 * (FACTORS + 1 + fields * FACTORS + 1) + 2 * lookups * 8
-    bandwidth = copy_bandwidth(device)
-    emit("rows", lookups=lookups, unique=unique, ms=1e3 * took, least_mb=least / 1e6, of_copy=least / took / bandwidth)
-    emit("sort", ms=1e3 * statistics.median(seconds(device, lambda: segments_of(slots_L)) for _ in range(10)))
+    took_s = statistics.median(seconds(device, whole) for _ in range(repeats))
+    least = float(pooled.least_bytes(segments))
+    emit(
+        "rows",
+        lookups=len(slots_L),
+        unique=len(slots_L.unique()),
+        ms=1e3 * took_s,
+        least_mb=least / 1e6,
+        of_copy=least / took_s / copy_bandwidth(device),
+    )
+    emit("sort", ms=1e3 * statistics.median(seconds(device, lambda: segments_of(slots_L)) for _ in range(repeats)))
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -401,7 +418,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of each turn")
     parser.add_argument("--different", type=int, default=8, help="batches that take turns")
     parser.add_argument("--reference", help=argparse.SUPPRESS)
-    wanted = parser.parse_args()
+    wanted, began = parser.parse_args(), time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if wanted.reference:
@@ -422,6 +439,7 @@ def main() -> None:
                     gc.collect()
                     if device.type == "cuda":
                         torch.cuda.empty_cache()
+        emit("done", s=round(time.perf_counter() - began))
 
 
 if __name__ == "__main__":

@@ -99,8 +99,10 @@ def test_gpu() -> None:
     gates = [event for event in events if event["event"] == "gate"]
     assert [event["same_bits"] for event in gates] == ["True", "True"]
     assert all(float(event["logits_apart"]) < 1e-4 for event in gates)
-    assert {event["system"] for event in events if event["event"] == "speed"} == {"plain", "torch", "triton"}
-    assert {"card", "insert", "find", "rows", "sort", "phases"} <= {event["event"] for event in events}
+    assert {event["system"] for event in events if event["event"] == "speed"} == {"plain", "torch", "triton", "graphs"}
+    assert {"card", "insert", "find", "rows", "sort", "replays", "phases", "done"} <= {
+        event["event"] for event in events
+    }
 
 
 def test_serve() -> None:

@@ -115,6 +115,12 @@ class TrainConfig(Section):
         "which are tested but not yet measured.",
         json_schema_extra=EXPERT,
     )
+    graphs: bool = Field(
+        True,
+        description="Capture a lone worker's steps in CUDA graphs, with kernels = triton; set it to false to look for "
+        "a fault.",
+        json_schema_extra=EXPERT,
+    )
     checkpoint_steps: int = Field(
         0, ge=0, description="Write a checkpoint every so many steps; 0: at the end of each epoch only."
     )

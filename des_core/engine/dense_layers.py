@@ -80,8 +80,9 @@ class GlobalBatchNorm(nn.Module):
 
     @torch.no_grad()
     def _track(self, mean_h: Tensor, variance_h: Tensor) -> None:
-        self.mean_h = torch.lerp(self.mean_h, mean_h, self._momentum)
-        self.variance_h = torch.lerp(self.variance_h, variance_h, self._momentum)
+        # In their place, because a captured step knows them by their addresses.
+        self.mean_h.lerp_(mean_h, self._momentum)
+        self.variance_h.lerp_(variance_h, self._momentum)
 
 
 class LaneDropout(nn.Module):
@@ -89,10 +90,10 @@ class LaneDropout(nn.Module):
 
     def __init__(self, layer: int, share: float) -> None:
         super().__init__()
-        self._layer, self._share = layer, share
+        self._layer, self.share = layer, share
 
     def forward(self, x_Bh: Tensor, home: Home) -> Tensor:
-        if not home.training or not self._share:
+        if not home.training or not self.share:
             return x_Bh
         edges = lane_edges(home.samples, home.lanes)
         keep = [
@@ -104,12 +105,12 @@ class LaneDropout(nn.Module):
         ]
         if not keep:
             return x_Bh
-        return x_Bh * torch.cat(keep).to(x_Bh) / (1 - self._share)
+        return x_Bh * torch.cat(keep).to(x_Bh) / (1 - self.share)
 
     def _draw(self, home: Home, lane: int, samples: int, units: int) -> Tensor:
         generator = torch.Generator()
         generator.manual_seed(counter_seed(home.seed, home.step, self._layer, lane))
-        return torch.rand(samples, units, generator=generator) >= self._share
+        return torch.rand(samples, units, generator=generator) >= self.share
 
 
 class Tower(nn.Module):
@@ -137,7 +138,7 @@ class Tower(nn.Module):
         self._batch_norm = batch_norm
 
     def forward(self, x_Bh: Tensor, home: Home) -> Tensor:
-        out_B: Tensor = self.output(self.last_hidden(x_Bh, home))[:, 0]
+        out_B: Tensor = self.output(self.last_hidden(x_Bh, home)).squeeze(1)
         return out_B
 
     def last_hidden(self, x_Bh: Tensor, home: Home) -> Tensor:

@@ -179,7 +179,8 @@ class Trainer:
         left = islice(batches, most - at.step) if most else batches
         day = at.days[-1][0] if at.days else None
         self._clock = time.perf_counter()
-        made = ahead(worker.ready(left, at.step, day, self._due), partial(worker.profile.add, "stall"))
+        items = worker.ready(left, at.step, day, self._due)
+        made = ahead(items, partial(worker.profile.add, "stall"), worker.lookahead)
         with closing(made) as items:
             for item in items:
                 if isinstance(item, StepPause):

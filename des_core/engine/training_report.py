@@ -74,6 +74,7 @@ def training_report(
         "table": at.table,
         "exchange": exchange,
         "profile": worker.profile.ms_per_step(),
+        "device_profile": worker.profile.on_device(),
         "plan": worker.plan.chosen | {"placement": balances(worker.dataset, worker.placement, worker.plan)},
         "checkpoint": str(best),
         "checkpoints": checkpoints,

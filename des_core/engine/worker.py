@@ -97,6 +97,9 @@ class Worker:
         peers: the other workers.
     """
 
+    lookahead = 1
+    """Batches that are made ready in advance, and threads that read them."""
+
     def __init__(self, run: Run, peers: Collectives) -> None:
         config = run.config
         self.run, self.peers = run, peers
@@ -115,6 +118,7 @@ class Worker:
         self.decay = Decay()
         self.ownership = Ownership(self.dataset.row_fields, self.placement.owned(peers.rank))
         self.profile = Profile(peers.device, lambda: peers.spent_s)
+        peers.inside = self.profile.exchange
         deep = [number for number in self.ownership.indices if number < base.fields]
         self._wide = len(self.ownership.indices) - len(deep)
         self._fields_O = torch.tensor(deep, dtype=torch.int64, device=peers.device)
@@ -196,7 +200,8 @@ class Worker:
         """A split's batches, with the columns this worker needs."""
         seed = self.run.config.run.seed if shuffle else None
         inputs = [field.name for field in self.dataset.dense_fields]
-        return Stream(self.run.dataset, split, [*self.ownership.columns, *inputs, LABEL, *extra], seed)
+        columns = [*self.ownership.columns, *inputs, LABEL, *extra]
+        return Stream(self.run.dataset, split, columns, seed, self.lookahead)
 
     def ready(
         self, batches: Iterator[pa.Table], step: int, day: int | None, due: Callable[[int], bool]
@@ -278,7 +283,7 @@ class Worker:
             self._sent += [
                 sizes.sum() - sizes[self.peers.rank] for sizes in (ready.routing.rows_N, ready.routing.message_N)
             ]
-        profile.steps += 1
+        profile.end_step()
         self.steps = ready.step
         return mean
 

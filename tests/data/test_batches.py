@@ -74,6 +74,13 @@ def test_shuffle_is_a_permutation_that_epoch_and_seed_decide(store: Reference) -
 
 
 @pytest.mark.parametrize("seed", [None, 7])
+def test_any_number_of_threads_reads_the_same(store: Reference, seed: int | None) -> None:
+    one, three = (rows_of(Stream(store, "train", [ROW], seed, threads), 50_000, 1, 70_000) for threads in (1, 3))
+    assert len(one) == len(three) > 9
+    assert all(np.array_equal(a, b) for a, b in zip(one, three, strict=True))
+
+
+@pytest.mark.parametrize("seed", [None, 7])
 @pytest.mark.parametrize("steps", [1, 33, 150])
 def test_a_cursor_goes_on_where_the_epoch_was(store: Reference, seed: int | None, steps: int) -> None:
     stream = Stream(store, "train", [ROW], seed)

@@ -173,3 +173,11 @@ def test_a_value_of_the_logs_never_becomes_an_element(browser: Browser, pages: P
     assert browser.ask("document.title") == "shop 2026-01-31: reject"
     assert browser.ask("document.scripts.length") == 0
     assert browser.ask("document.body.innerText").count(HOSTILE) == 5
+
+
+def test_a_profile_of_a_device_tells_of_launches_and_bytes() -> None:
+    told = {"launches": 44.0, "synchronisations": 0.0, "least_bytes": 3e8, "copy_bytes_per_s": 3e12}
+    text = profile.on_device({"device_profile": told}, {"gather": 0.1, "update": 0.1})
+    assert "44 launches and 0.0 synchronisations" in text
+    assert "300.0 MB per step" in text and "1,500 GB/s, 50 % of what a copy reaches" in text
+    assert profile.on_device({"device_profile": None}, {}) == ""

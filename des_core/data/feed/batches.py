@@ -15,7 +15,8 @@ Dims: B samples of the batch, L lookups owned here, T tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ import pyarrow.compute as pc
 from numba import njit, uint64
 
 from des_core.contracts import FILE, LABEL, ROW, ROW_GROUP, WEIGHT, Dataset, FieldSpec, Reference
+from des_core.data.feed.prefetch import in_order
 from des_core.data.read.hashing import MISSING, hash_text, splitmix64
 from des_core.data.read.parsing import one_chunk
 from des_core.data.store.parts import RowGroups
@@ -60,13 +62,18 @@ class Lookups:
 
 @dataclass(frozen=True)
 class Raw:
-    """Lookups of one batch by their keys, in field-major sample order; ``offsets`` [O B + 1] by field and sample."""
+    """Lookups of one batch by their keys, in field-major sample order.
+
+    Where each field has one for each sample, that says to which they belong. Otherwise ``offsets`` [O B + 1] are the
+    lookups of each field and sample.
+    """
 
     keys: I64
-    sample: I64
-    piece: I64
-    x: F32
-    offsets: I64
+    sample: I64 | None
+    piece: I64 | None
+    x: F32 | None
+    """None: each is 1."""
+    offsets: I64 | None
 
 
 class Ownership:
@@ -90,15 +97,23 @@ class Ownership:
         """Columns of the feature store that this worker must read."""
         return [column for field in self.fields for column in columns_of(field)]
 
-    def raw(self, table: pa.Table) -> Raw:
-        """The lookups of a batch's feature columns before they are hashed, those of other owners' buckets too."""
+    def raw(self, table: pa.Table, room: Callable[[int], I64] = lambda size: np.empty(size, np.int64)) -> Raw:
+        """The lookups of a batch's feature columns before they are hashed, those of other owners' buckets too.
+
+        Args:
+            room: makes the array of keys.
+        """
+        if all(is_one(field) and field.kind == "categorical" for field in self.fields):
+            return Raw(_laid([_keys(table, field) for field in self.fields], room), None, None, None, None)
         values = [field_values(table, field) for field in self.fields]
-        none = [np.zeros(0, np.int64)]
-        keys = np.concatenate([keys for keys, _, _ in values] or none)
-        x = np.concatenate([x for _, x, _ in values] or [np.zeros(0, np.float32)])
-        counts = np.concatenate([np.diff(offsets) for _, _, offsets in values] or none)
+        lengths = [len(keys) for keys, _, _ in values]
+        keys = _laid([keys for keys, _, _ in values], room)
+        x = None if all(map(is_one, self.fields)) else np.concatenate([x for _, x, _ in values])
+        if all(field.kind != "multi" for field in self.fields):
+            return Raw(keys, None, None, x, None)
+        counts = np.concatenate([np.diff(offsets) for _, _, offsets in values])
         sample = np.tile(np.arange(table.num_rows), len(values)).repeat(counts)
-        piece = np.arange(len(values)).repeat([len(keys) for keys, _, _ in values])
+        piece = np.arange(len(values)).repeat(lengths)
         return Raw(keys, sample, piece, x, np.concatenate([[0], counts.cumsum()]).astype(np.int64))
 
     @property
@@ -186,6 +201,13 @@ def columns_of(field: FieldSpec) -> list[str]:
     return [field.name, WEIGHT + field.name] if field.weight else [field.name]
 
 
+def is_one(field: FieldSpec) -> bool:
+    """Whether a sample has exactly one lookup of a field, with x = 1."""
+    if field.kind == "numeric":
+        return field.transform == "bucket"
+    return field.kind == "categorical" and not field.weight
+
+
 def field_values(table: pa.Table, field: FieldSpec) -> tuple[I64, F32, I64]:
     """Keys [V], factors x [V] and row offsets [B + 1] of a field's values; training and serving share it."""
     column = one_chunk(table.column(field.name))
@@ -194,7 +216,7 @@ def field_values(table: pa.Table, field: FieldSpec) -> tuple[I64, F32, I64]:
         keys, x = _number_values(column, field)
         return keys, x, ones
     if field.kind == "categorical":
-        keys = column.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+        keys = _keys(table, field)
         x = np.ones(len(keys), np.float32)
         if field.weight:
             x = one_chunk(table.column(WEIGHT + field.name)).to_numpy(zero_copy_only=False).astype(np.float32)
@@ -211,6 +233,21 @@ def field_values(table: pa.Table, field: FieldSpec) -> tuple[I64, F32, I64]:
         listed = np.repeat(np.diff(offsets), np.diff(offsets)).astype(np.float32)
         x = (x / (listed if field.pooling == "mean" else np.sqrt(listed))).astype(np.float32)
     return keys, x, offsets
+
+
+def _keys(table: pa.Table, field: FieldSpec) -> I64:
+    """Keys [B] of a categorical field."""
+    column = one_chunk(table.column(field.name))
+    keys: I64 = column.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+    return keys
+
+
+def _laid(parts: Sequence[I64], room: Callable[[int], I64]) -> I64:
+    """The parts one after the other, in an array made by ``room``."""
+    out = room(sum(map(len, parts)))
+    if parts:
+        np.concatenate(parts, out=out)
+    return out
 
 
 def dense_values(table: pa.Table, fields: Sequence[FieldSpec]) -> F32:
@@ -262,14 +299,18 @@ class Stream:
         split: train, valid or test.
         columns: columns to read.
         seed: seed of the shuffle, or None for the stored order.
+        threads: that read and decode in advance; what comes out is the same for any number.
     """
 
-    def __init__(self, dataset: Reference, split: str, columns: Sequence[str], seed: int | None = None) -> None:
+    def __init__(
+        self, dataset: Reference, split: str, columns: Sequence[str], seed: int | None = None, threads: int = 1
+    ) -> None:
         self._manifest = Dataset.load(dataset)
         self._folder = dataset.uri.rpartition("/")[0]
         self._columns = list(dict.fromkeys(columns))
         self._seed = seed
-        self._parts: dict[str, RowGroups] = {}
+        self._threads = threads
+        self._parts: dict[tuple[int, str], RowGroups] = {}
         self.samples = self._manifest.rows(split)
         self._blocks = [
             Block(segment.part, group, max(segment.start - group * ROW_GROUP, 0), stop)
@@ -295,23 +336,30 @@ class Stream:
         if self._seed is not None:
             blocks = [blocks[i] for i in _permutation(self._seed, epoch, 0, len(blocks))]
         size = WINDOW if self._seed is not None else 1
+        windows = []
         for number, first in enumerate(range(0, len(blocks), size)):
             window = blocks[first : first + size]
             rows = sum(block.stop - block.start for block in window)
-            if cursor >= rows:
-                cursor -= rows
-                continue
-            table = pa.concat_tables([self._read(block) for block in window])
-            if self._seed is not None:
-                table = table.take(pa.array(_permutation(self._seed, epoch, number + 1, rows)))
-            yield table.slice(cursor).combine_chunks()
-            cursor = 0
+            if cursor < rows:
+                windows.append((window, epoch, number, cursor))
+            cursor = max(cursor - rows, 0)
+        yield from in_order(self._window, windows, self._threads)
+
+    def _window(self, asked: tuple[list[Block], int, int, int]) -> pa.Table:
+        """The rows of a window in their order, without the first ones."""
+        window, epoch, number, without = asked
+        table = pa.concat_tables([self._read(block) for block in window])
+        if self._seed is not None:
+            table = table.take(pa.array(_permutation(self._seed, epoch, number + 1, table.num_rows)))
+        return table.slice(without).combine_chunks()
 
     def _read(self, block: Block) -> pa.Table:
         part = self._manifest.parts[block.part]
-        if block.part not in self._parts:
-            self._parts[block.part] = RowGroups(self._folder, part, self._columns or [LABEL])
-        table = self._parts[block.part].read(block.group, threads=True)
+        # A file's reader is one thread's; several of them decode a column each by themselves.
+        key = (threading.get_ident() if self._threads > 1 else 0, block.part)
+        if key not in self._parts:
+            self._parts[key] = RowGroups(self._folder, part, self._columns or [LABEL])
+        table = self._parts[key].read(block.group, threads=self._threads == 1)
         table = table.slice(block.start, block.stop - block.start)
         first_file = part.first_file
         if first_file and FILE in table.column_names:

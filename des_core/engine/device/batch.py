@@ -1,62 +1,91 @@
-"""A batch on a device: its lookups, and the same lookups sorted by row.
+"""A batch on a device: its lookups, the same lookups sorted by row, and what changes with the step.
 
-Sorted once, they serve the counts, the gradients and the update. Numbers of rows and pieces stay on the device; arrays
-have room for as many as there are lookups.
+Sorted once, they serve the counts, the gradients and the update. No number of a batch is known to the host.
 
-Dims: B samples, O fields, L lookups, U unique rows, P pieces.
+Dims: B samples, O fields, L lookups.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from des_core.engine.device import row_kernels
-from des_core.engine.device.table import BLOCK, DeviceKeys, grid
+from des_core.config import OptimizerConfig
+from des_core.data.read.hashing import splitmix64
+from des_core.engine.weights.optimizer import rule_numbers
 
-NO_ROW = 0x7FFFFFFF
+CONTROL = 20
+"""Words of ``control``: step, keys of three draws, from 4 on the numbers of the rows' rule, from 10 on of the dense
+weights' rule, by their bits in float64."""
+ROWS_AT, DENSE_AT = 4, 10
+COIN, ROUND, DECAY = 0x636F696E, 0x726F756E64, 0x6465636179
+_WORD = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
-class Segments:
+class Places:
+    """Where lookups belong. Without samples, fields and offsets they are plain: one for each field and sample."""
+
+    samples: int
+    fields: int
+    sample_L: Tensor | None = None
+    piece_L: Tensor | None = None
+    x_L: Tensor | None = None
+    """None: each is 1."""
+    offsets_OB: Tensor | None = None
+    """[O B + 1], the lookups of each field and sample, field by field."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether each field has one lookup for each sample."""
+        return self.sample_L is None
+
+
+class Segments(NamedTuple):
     """The lookups of each row, in their order."""
 
+    sorted_L: Tensor
+    """Slots of the lookups, sorted; first those without a row, -1."""
     order_L: Tensor
-    """Lookups, sorted by slot; those without a row are the last."""
-    slots_U: Tensor
-    first_U: Tensor
-    """The first piece of each row, and an end."""
-    begin_P: Tensor
-    """Where each piece begins in the order, and an end."""
-    sizes_2: Tensor
-    """Numbers of rows and of pieces."""
-    previous_U: Tensor
-    """The step before this one that looked up each row, uint32 in the bits of int32."""
-
-    def record(self, keys: DeviceKeys, step: int) -> None:
-        """Count the lookups of each row at a step."""
-        step_1 = torch.full((1,), step, dtype=torch.int32, device=self.order_L.device)
-        row_kernels.record_lookups[grid(len(self.slots_U))](
-            self.slots_U, self.first_U, self.begin_P, self.sizes_2, keys.counts, keys.last, self.previous_U, step_1,
-            BLOCK=BLOCK,
-        )  # fmt: skip
+    """The lookups so sorted."""
 
 
 def segments_of(slots_L: Tensor) -> Segments:
     """The lookups of slots, -1 without a row, by row."""
-    lookups, device = len(slots_L), slots_L.device
-    keys_L = torch.where(slots_L < 0, NO_ROW, slots_L).to(torch.int32)
-    sorted_L, order_L = torch.sort(keys_L, stable=True)
-    marks_L = torch.empty(lookups, dtype=torch.int64, device=device)
-    row_kernels.mark[grid(lookups)](sorted_L, marks_L, lookups, PIECE=row_kernels.PIECE, BLOCK=BLOCK)
-    sums_L = marks_L.cumsum(0)
-    slots_U, begin_P = (torch.zeros(lookups + 1, dtype=torch.int64, device=device) for _ in range(2))
-    first_U = torch.zeros(lookups + 1, dtype=torch.int64, device=device)
-    sizes_2 = torch.zeros(2, dtype=torch.int64, device=device)
-    row_kernels.cut[grid(lookups)](
-        sorted_L, marks_L, sums_L, slots_U, first_U, begin_P, sizes_2, lookups, BLOCK=BLOCK
-    )  # fmt: skip
-    previous_U = torch.zeros(lookups, dtype=torch.int32, device=device)
-    return Segments(order_L, slots_U[:lookups], first_U, begin_P, sizes_2, previous_U)
+    return Segments(*torch.sort(slots_L, stable=True))
+
+
+def signed(word: int) -> int:
+    """A 64-bit word as torch holds it."""
+    return word - (1 << 64) if word >> 63 else word
+
+
+def seed_key(seed: int, purpose: int) -> int:
+    """The key of a kind of counter draw, as ``first_values`` and coins have it on the CPU."""
+    return int(splitmix64(np.uint64((seed ^ purpose) & _WORD)))
+
+
+def control_of(
+    seed: int, step: int, rule: OptimizerConfig | None = None, width: int = 1, rate: float = 0.0,
+    dense: tuple[float, ...] = (),
+) -> Tensor:  # fmt: skip
+    """What kernels are told of a step, int64 [CONTROL] on the host: its number, the keys of its draws, and the numbers
+    of both rules.
+
+    Args:
+        rule, width, rate: of the rows.
+        dense: numbers of the dense weights' rule.
+    """
+    words = np.zeros(CONTROL, np.int64)
+    words[0] = step
+    for place, purpose in enumerate((COIN, ROUND, DECAY), 1):
+        words[place] = signed(int(splitmix64(np.uint64(seed_key(seed, purpose) ^ step))))
+    floats = words.view(np.float64)
+    rows = rule_numbers(rule, width, step, rate) if rule is not None else ()
+    floats[ROWS_AT : ROWS_AT + len(rows)] = rows
+    floats[DENSE_AT : DENSE_AT + len(dense)] = dense
+    return torch.from_numpy(words)

@@ -1,7 +1,8 @@
 """Rows of a table on a device, in chunks: growth adds chunks and never copies a row.
 
-A record is [w | v_1 .. v_k | state], padded to 16 bytes, so that a row and its optimizer state are read together; rows
-of 16 bits have records of their own, and their state, which stays in 32 bits, lies in others. Kernels find a record by
+A record is [w | v_1 .. v_k | state], padded to 16 bytes, so that a row and its optimizer state are read together: 80
+bytes for k = 16 with row-wise Adagrad, which lie in 3 sectors of 32 bytes wherever they begin, as 96 would. Rows of 16
+bits have records of their own, and their state, which stays in 32 bits, lies in others. Kernels find a record by
 a table of the chunks' addresses: ``bases[slot >> SHIFT] + (slot & MASK) * stride``.
 
 Dims: S slots, K numbers per row, Z numbers of optimizer state, n slots of a piece.
@@ -14,8 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from des_core.errors import UserError
-from des_core.log import byte_text
+from des_core.engine.device.support import no_room
 
 CHUNK_BITS = 20
 """Slots of a chunk, as a power of two: a record of 80 bytes makes chunks of 84 MB."""
@@ -32,6 +32,7 @@ class DeviceRows:
         chunk_bits: slots of a chunk, as a power of two.
         half: keep rows in bfloat16.
         allocate: makes a chunk of a shape.
+        chunks: at the most.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class DeviceRows:
         chunk_bits: int = CHUNK_BITS,
         half: bool = False,
         allocate: Callable[..., Tensor] = torch.empty,
+        chunks: int = MOST_CHUNKS,
     ) -> None:
         self.width, self.state_width, self.device, self.dtype = width, state_width, device, dtype
         self.shift, self.row_dtype = chunk_bits, torch.bfloat16 if half else dtype
@@ -52,7 +54,7 @@ class DeviceRows:
         self._chunks: list[Tensor] = []
         self._states: list[Tensor] = []
         # Of fixed size, so that their own addresses never change.
-        self.bases, self.states = (torch.zeros(MOST_CHUNKS, dtype=torch.int64, device=device) for _ in range(2))
+        self.bases, self.states = (torch.zeros(chunks, dtype=torch.int64, device=device) for _ in range(2))
 
     @property
     def slots(self) -> int:
@@ -70,6 +72,17 @@ class DeviceRows:
         """Memory of all chunks."""
         return self.slots * self.slot_bytes
 
+    @classmethod
+    def of(cls, rows_UK: Tensor) -> DeviceRows:
+        """A copy of rows without state, in one chunk."""
+        rows = cls(rows_UK.shape[1], 0, rows_UK.device, rows_UK.dtype, chunk_bits=31, chunks=1)
+        chunk = rows_UK.new_zeros(max(len(rows_UK), 1), rows.stride)
+        chunk[: len(rows_UK), : rows.width] = rows_UK
+        rows._chunks, rows._states = [chunk], [chunk[:, rows.width :]]
+        for addresses in (rows.bases, rows.states):
+            addresses.fill_(chunk.data_ptr())
+        return rows
+
     def grow(self, slots: int) -> None:
         """Make room for ``slots``; what new ones hold is anything.
 
@@ -84,19 +97,11 @@ class DeviceRows:
                 if self._half:
                     state = self._allocate((many, self.state_stride), dtype=self.dtype, device=self.device)
             except (torch.OutOfMemoryError, MemoryError):
-                raise self._no_room(slots) from None
+                what = f"{slots:,} rows of {self.width} numbers"
+                raise no_room(self.device, what, slots * self.slot_bytes, self.slots, self.slot_bytes) from None
             self.bases[number], self.states[number] = chunk.data_ptr(), state.data_ptr()
             self._chunks.append(chunk)
             self._states.append(state)
-
-    def _no_room(self, slots: int) -> UserError:
-        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
-        fits = self.slots + free // self.slot_bytes
-        return UserError(
-            f"{slots:,} rows of {self.width} numbers need {byte_text(slots * self.slot_bytes)} on {self.device}, "
-            f"which has {byte_text(free)} free beside the {self.slots:,} rows there; set table.max_rows to at most "
-            f"{fits:,} per worker, lower model.factors, or use more GPUs"
-        )
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows [n, K] and state [n, Z] of slots [start, stop), chunk by chunk; views."""

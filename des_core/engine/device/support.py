@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from typing import Any
 
 import torch
+
+from des_core.errors import UserError
+from des_core.log import byte_text
 
 LEAST_CAPABILITY = (7, 0)
 """Compute capability that Triton's atomics and shuffles need: Volta and later."""
@@ -38,3 +42,27 @@ def why_not(device: torch.device) -> str:
             map(str, capability)
         )
     return ""
+
+
+def kernel_type(dtype: torch.dtype) -> Any:
+    """Triton's name of a type."""
+    import triton.language as tl
+
+    return {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16}[dtype]
+
+
+def no_room(device: torch.device, what: str, needed: int, held: int, each: int) -> UserError:
+    """The error of a device whose memory is full.
+
+    Args:
+        what: was to be made.
+        needed: bytes of it.
+        held: rows that are there.
+        each: bytes of a row with its share of the index.
+    """
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    return UserError(
+        f"{what} need {byte_text(needed)} on {device}, which has {byte_text(free)} free beside the {held:,} rows "
+        f"there; set table.max_rows to at most {held + free // each:,} per worker, lower model.factors, or use "
+        "more GPUs"
+    )

@@ -13,6 +13,7 @@ Dims: L lookups, S slots, U unique rows, K numbers per row, Z numbers of state, 
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +21,13 @@ import torch
 from torch import Tensor
 
 from des_core.config import TableConfig
-from des_core.data.read.hashing import splitmix64
 from des_core.engine.device import id_kernels
+from des_core.engine.device.batch import seed_key, signed
+from des_core.engine.device.eviction import beyond_budget
 from des_core.engine.device.rows import CHUNK_BITS, DeviceRows
-from des_core.engine.weights.eviction import Total, beyond_budget
-from des_core.engine.weights.index import MAX_LOAD, capacity_for
+from des_core.engine.device.support import kernel_type, no_room
+from des_core.engine.weights import index
+from des_core.engine.weights.eviction import Total
 from des_core.engine.weights.snapshot import HostRows, Snapshot
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -33,7 +36,8 @@ MOST_SLOTS = (1 << 31) - 1
 """Lookups are sorted by slot in 32 bits with a sign, of which the largest number is no row."""
 AHEAD = 4
 """Batches of new ids that there is room for after a growth: more than can pass before the host knows how many came."""
-_WORD = (1 << 64) - 1
+MAX_LOAD = 0.8
+"""More than on the CPU: four entries are read at once, and all bits of an id say where its search begins."""
 
 
 def grid(many: int, block: int = BLOCK) -> tuple[int]:
@@ -41,14 +45,14 @@ def grid(many: int, block: int = BLOCK) -> tuple[int]:
     return (max(1, -(-many // block)),)
 
 
-def signed(word: int) -> int:
-    """A 64-bit word as torch holds it."""
-    return word - (1 << 64) if word >> 63 else word
+def capacity_for(slots: int) -> int:
+    """The least power of two of entries that hold ``slots``.
 
-
-def seed_key(seed: int, purpose: int) -> int:
-    """The key of a kind of counter draw, as ``first_values`` and coins have it on the CPU."""
-    return int(splitmix64(np.uint64((seed ^ purpose) & _WORD)))
+    Raises:
+        UserError: they are more than one index takes.
+    """
+    index.capacity_for(slots, MOST_SLOTS)
+    return max(1024, 1 << math.ceil(math.log2(max(slots, 1) / MAX_LOAD)))
 
 
 class DeviceKeys:
@@ -64,7 +68,7 @@ class DeviceKeys:
         self.entries = self._new_entries()
         # Never none, so that slot 0 can be read in place of no slot.
         self.room = 1
-        kinds = (torch.int64, torch.int32, torch.int32, torch.int32)
+        kinds = (torch.int64, torch.int16, torch.int32, torch.int32)
         self.columns = [torch.zeros(1, dtype=kind, device=device) for kind in kinds]
         self.used_1 = torch.zeros(1, dtype=torch.int64, device=device)
         self.bound = 0
@@ -108,7 +112,7 @@ class DeviceKeys:
     def arrays(self) -> tuple[Array, Array, Array, Array]:
         """Ids, tables, counts and last steps in slot order, as the CPU's ``Keys`` holds them."""
         ids, tables, counts, last = (column[: self.used].cpu().numpy() for column in self.columns)
-        return ids, tables.astype(np.uint16), counts.view(np.uint32), last.view(np.uint32)
+        return ids, tables.view(np.uint16), counts.view(np.uint32), last.view(np.uint32)
 
     def ask_used(self) -> None:
         """Start to copy the number of slots in use to the host, where ``make_room`` finds it later."""
@@ -129,27 +133,40 @@ class DeviceKeys:
             self._grow(self.used, more)
         self.bound += more
 
-    def _grow(self, used: int, more: int) -> None:
-        capacity_for(used + more, MOST_SLOTS)
-        wanted = min(used + AHEAD * more, MOST_SLOTS)
-        if wanted > self.room:
-            self.room = max(wanted, min(self.room // 4 * 5, MOST_SLOTS), 1 << 12)
-            for number in range(len(self.columns)):
-                # One by one, so that no more than one is held twice.
-                self.columns[number] = _longer(self.columns[number], self.room)
-        if capacity_for(wanted) > self.capacity:
-            self.capacity = capacity_for(wanted)
-            self.rebuild()
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """Where everything is; it moves when it grows."""
+        return (self.capacity, *(array.data_ptr() for array in (self.entries, *self.columns)))
+
+    def _grow(self, used: int, more: int, ahead: int = AHEAD) -> None:
+        capacity_for(used + more)
+        wanted = min(used + ahead * more, MOST_SLOTS)
+        try:
+            if wanted > self.room:
+                self.room = max(wanted, min(self.room // 8 * 9, MOST_SLOTS), 1 << 12)
+                for number in range(len(self.columns)):
+                    # One by one, so that no more than one is held twice.
+                    self.columns[number] = _longer(self.columns[number], self.room)
+            if capacity_for(wanted) > self.capacity:
+                self.capacity = capacity_for(wanted)
+                self.rebuild()
+        except (torch.OutOfMemoryError, MemoryError):
+            columns = sum(column.element_size() for column in self.columns)
+            needed = self.room * columns + 8 * self.capacity
+            what = f"the index and the counters of {wanted:,} rows"
+            raise no_room(self._device, what, needed, used, needed // wanted) from None
 
     def rebuild(self) -> None:
         """The index anew from the ids."""
         used = self.used
+        # The old one goes first: it is not needed, and the new one is as large.
+        self.entries = self.entries[:0].clone()
         self.entries = self._new_entries()
         id_kernels.enter[grid(used)](self.ids, self.entries, 0, used, self.capacity, BLOCK=BLOCK)
 
     def find(self, ids_L: Tensor, wanted_L: Tensor) -> Tensor:
-        """Slots int64 [L], -1 where unseen or not wanted."""
-        slots_L = torch.empty_like(ids_L)
+        """Slots int32 [L], -1 where unseen or not wanted."""
+        slots_L = torch.empty(len(ids_L), dtype=torch.int32, device=self._device)
         id_kernels.find[grid(len(ids_L))](
             ids_L, wanted_L, self.entries, self.ids, slots_L, len(ids_L), self.capacity, BLOCK=BLOCK
         )
@@ -158,9 +175,11 @@ class DeviceKeys:
     def append(self, ids: Array, tables: Array, counts: Array, last: Array) -> None:
         """Ids of a checkpoint, none of which is here yet."""
         start = self.used
-        self.make_room(len(ids))
+        if start + len(ids) > min(self.room, int(MAX_LOAD * self.capacity)):
+            self._grow(start, len(ids), ahead=1)
         stop = start + len(ids)
-        for column, values in zip(self.columns, (ids, tables, counts.view(np.int32), last.view(np.int32)), strict=True):
+        signed_arrays = (ids, tables.view(np.int16), counts.view(np.int32), last.view(np.int32))
+        for column, values in zip(self.columns, signed_arrays, strict=True):
             column[start:stop] = torch.from_numpy(np.ascontiguousarray(values)).to(column)
         self.used_1.fill_(stop)
         self.bound = stop
@@ -181,8 +200,8 @@ class DeviceKeys:
         return source, target
 
     def _new_entries(self) -> Tensor:
-        # One more, at which lanes aim that have nothing to do.
-        return torch.zeros(self.capacity + 1, dtype=torch.int64, device=self._device)
+        # And those at which lanes aim that have nothing to do.
+        return torch.zeros(self.capacity + BLOCK, dtype=torch.int64, device=self._device)
 
 
 class Waiting(NamedTuple):
@@ -197,6 +216,19 @@ class Waiting(NamedTuple):
     def used(self) -> int:
         """How many they are."""
         return len(self.ids)
+
+
+class _New(NamedTuple):
+    """A batch's lookups, and the hash table of those whose ids are new."""
+
+    ids_L: Tensor
+    piece_L: Tensor | None
+    table_O: Tensor
+    seat_L: Tensor
+    batch_5T: Tensor
+    control: Tensor
+    samples: int
+    places: int
 
 
 class DeviceTable:
@@ -228,101 +260,94 @@ class DeviceTable:
         self._first_key = torch.tensor([signed(seed_key(seed, 0x6669727374))], device=device)
         self._probability = torch.tensor([settings.admit_probability], dtype=torch.float64, device=device)
 
-    def look_up(self, ids_L: Tensor, mine_L: Tensor, piece_L: Tensor, table_O: Tensor, step: int) -> Tensor:
-        """Slots int64 [L] of a step's lookups, -1 without a row; new ids are admitted, and their rows made.
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """Where everything is that kernels are told of; it moves when it grows. Chunks of rows never move."""
+        return self.keys.addresses + self.waiting.addresses
+
+    def make_room(self, lookups: int) -> None:
+        """Room for a batch, each of whose lookups may be of a new id; ``look_up`` allocates nothing that stays."""
+        self.keys.make_room(lookups)
+        self.rows.grow(self.keys.bound)
+        if self._settings.admit_count > 1:
+            self.waiting.make_room(lookups)
+
+    def ask_used(self) -> None:
+        """Start to copy the numbers of slots in use to the host, where ``make_room`` finds them later."""
+        self.keys.ask_used()
+        if self._settings.admit_count > 1:
+            self.waiting.ask_used()
+
+    def look_up(
+        self, ids_L: Tensor, mine_L: Tensor, piece_L: Tensor | None, table_O: Tensor, control: Tensor, samples: int = 1
+    ) -> Tensor:
+        """Slots int32 [L] of a step's lookups, -1 without a row; new ids are admitted, and their rows made.
+
+        There must be room: see ``make_room``. Nothing here waits for the device.
 
         Args:
             mine_L: int8, whether this worker owns the lookup.
             piece_L, table_O: place of the lookup's field, and the field's table.
+            samples: where there are no ``piece_L``, for a field has one lookup for each.
         """
-        keys, lookups = self.keys, len(ids_L)
-        if not lookups:
-            return torch.empty_like(ids_L)
-        keys.make_room(lookups)
-        self.rows.grow(keys.bound)
+        keys, lookups, device = self.keys, len(ids_L), self._device
         slots_L = keys.find(ids_L, mine_L)
+        if not lookups:
+            return slots_L
         places = 1 << max(10, (2 * lookups - 1).bit_length())
-        seats_T = torch.full((places + 1,), -1, dtype=torch.int32, device=self._device)
-        first_T = torch.full((places,), lookups, dtype=torch.int32, device=self._device)
-        count_T = torch.zeros(places, dtype=torch.int32, device=self._device)
-        slot_T = torch.full((places,), -1, dtype=torch.int64, device=self._device)
-        seat_L = torch.empty(lookups, dtype=torch.int32, device=self._device)
-        id_kernels.claim_new[grid(lookups)](
-            ids_L, mine_L, slots_L, seats_T, seat_L, first_T, count_T, lookups, places, BLOCK=BLOCK
-        )
-        step_1 = torch.full((1,), step, dtype=torch.int32, device=self._device)
-        admitted_L, before_L = self._admit(ids_L, piece_L, table_O, seat_L, first_T, count_T, step, step_1)
-        rank_L = admitted_L.cumsum(0)
-        self._insert(keys, ids_L, piece_L, table_O, admitted_L, rank_L, before_L, seat_L, slot_T, step_1)
-        new_1 = rank_L[-1:]
-        self._make_rows(new_1, lookups)
-        keys.used_1 += new_1
-        keys.ask_used()
-        self._born += new_1
-        id_kernels.slots_of_new[grid(lookups)](seat_L, slot_T, slots_L, lookups, BLOCK=BLOCK)
+        batch_5T = torch.full((5 * places + BLOCK,), -1, dtype=torch.int32, device=device)
+        seat_L, admitted_L = (torch.empty(lookups, dtype=torch.int32, device=device) for _ in range(2))
+        id_kernels.claim_new[grid(lookups)](ids_L, mine_L, slots_L, batch_5T, seat_L, lookups, places, BLOCK=BLOCK)
+        new = _New(ids_L, piece_L, table_O, seat_L, batch_5T, control, samples, places)
+        before_L = None
+        if self._settings.admit_count == 1:
+            id_kernels.admit_by_coin[grid(lookups)](
+                ids_L, seat_L, batch_5T, admitted_L, lookups, places, control, self._probability, BLOCK=BLOCK
+            )
+        else:
+            before_L = self._admit_by_count(new, admitted_L)
+        rank_L = self._insert(keys, new, admitted_L, before_L)
+        self._settle(keys, new, rank_L, slots_L)
         return slots_L
 
-    def _admit(
-        self,
-        ids_L: Tensor,
-        piece_L: Tensor,
-        table_O: Tensor,
-        seat_L: Tensor,
-        first_T: Tensor,
-        count_T: Tensor,
-        step: int,
-        step_1: Tensor,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """Whether each lookup is the first of an id that gets a row now, int32 [L]; and its lookups before."""
-        lookups, admitted_L = len(ids_L), torch.empty(len(ids_L), dtype=torch.int32, device=self._device)
-        if self._settings.admit_count == 1:
-            coin = int(splitmix64(np.uint64(seed_key(self._seed, 0x636F696E) ^ step)))
-            key = torch.full((1,), signed(coin), dtype=torch.int64, device=self._device)
-            id_kernels.admit_by_coin[grid(lookups)](
-                ids_L, seat_L, first_T, admitted_L, lookups, key, self._probability, BLOCK=BLOCK
-            )
-            return admitted_L, None
-        waiting = self.waiting
-        waiting.make_room(lookups)
-        new_L = (seat_L >= 0).to(torch.int8)
-        waiting_L, before_L = waiting.find(ids_L, new_L), torch.empty_like(ids_L)
-        least = self._settings.admit_count
+    def _admit_by_count(self, new: _New, admitted_L: Tensor) -> Tensor:
+        """How often each id was looked up before, int64 [L]; the others wait on, or begin to."""
+        waiting, lookups, ids_L = self.waiting, len(admitted_L), new.ids_L
+        waiting_L = waiting.find(ids_L, (new.seat_L >= 0).to(torch.int8))
+        before_L, enters_L = torch.empty_like(ids_L), torch.empty_like(admitted_L)
         id_kernels.admit_by_count[grid(lookups)](
-            seat_L, first_T, count_T, waiting_L, waiting.counts, admitted_L, before_L, lookups, least, BLOCK=BLOCK
-        )
-        seat = seat_L.clamp(min=0).long()
-        first_L = (seat_L >= 0) & (first_T[seat] == torch.arange(lookups, device=self._device))
-        enters_L = (first_L & (waiting_L < 0) & (admitted_L == 0)).to(torch.int32)
-        rank_L = enters_L.cumsum(0)
-        slot_T = torch.full_like(first_T, -1, dtype=torch.int64)
-        self._insert(waiting, ids_L, piece_L, table_O, enters_L, rank_L, None, seat_L, slot_T, step_1)
-        waiting.used_1 += rank_L[-1:]
-        waiting.ask_used()
-        waiting_L = torch.where(enters_L != 0, slot_T[seat], waiting_L)
+            new.seat_L, new.batch_5T, waiting_L, waiting.counts, admitted_L, before_L, enters_L, lookups, new.places,
+            self._settings.admit_count, BLOCK=BLOCK,
+        )  # fmt: skip
+        rank_L = self._insert(waiting, new, enters_L, None)
+        self._settle(waiting, new, rank_L, waiting_L)
         id_kernels.wait_longer[grid(lookups)](
-            first_L.to(torch.int32), admitted_L, waiting_L, seat_L, count_T, before_L, waiting.counts, waiting.last,
-            lookups, step_1, BLOCK=BLOCK,
+            admitted_L, waiting_L, new.seat_L, new.batch_5T, before_L, waiting.counts, waiting.last, lookups,
+            new.places, new.control, BLOCK=BLOCK,
         )  # fmt: skip
-        return admitted_L, before_L
+        return before_L
 
-    def _insert(
-        self, keys: DeviceKeys, ids_L: Tensor, piece_L: Tensor, table_O: Tensor, chosen_L: Tensor, rank_L: Tensor,
-        before_L: Tensor | None, seat_L: Tensor, slot_T: Tensor, step_1: Tensor,
-    ) -> None:  # fmt: skip
-        id_kernels.insert[grid(len(ids_L))](
-            ids_L, piece_L, table_O, chosen_L, rank_L, ids_L if before_L is None else before_L, seat_L, keys.used_1,
-            keys.entries, keys.ids, keys.tables, keys.counts, keys.last, slot_T, len(ids_L), keys.capacity, step_1,
-            HAS_BEFORE=before_L is not None, BLOCK=BLOCK,
+    def _insert(self, keys: DeviceKeys, new: _New, chosen_L: Tensor, before_L: Tensor | None) -> Tensor:
+        """Give the chosen lookups the next slots, in their order; which of them each is, int32 [L]."""
+        rows, lookups = self.rows, len(chosen_L)
+        rank_L = chosen_L.cumsum(0, dtype=torch.int32)
+        plain = new.piece_L is None
+        id_kernels.insert[grid(lookups)](
+            new.ids_L, new.ids_L if new.piece_L is None else new.piece_L, new.table_O, chosen_L, rank_L,
+            new.ids_L if before_L is None else before_L, new.seat_L, keys.used_1, keys.entries, keys.ids, keys.tables,
+            keys.counts, keys.last, new.batch_5T, lookups, new.samples, keys.capacity, new.places, new.control,
+            rows.bases, rows.states, self._first_key, self._scale, HAS_BEFORE=before_L is not None, PLAIN=plain,
+            ROWS=keys is self.keys, K=self._width, Z=self._state_width, STRIDE=rows.stride,
+            STATE_STRIDE=rows.state_stride, SHIFT=rows.shift, DTYPE=kernel_type(rows.dtype),
+            ROW=kernel_type(rows.row_dtype), BLOCK=BLOCK,
         )  # fmt: skip
+        return rank_L
 
-    def _make_rows(self, new_1: Tensor, most: int) -> None:
-        rows = self.rows
-        wide = 1 << (max(self._width, self._state_width) - 1).bit_length()
-        block = max(1, 2048 // wide)
-        id_kernels.first_rows[grid(most, block)](
-            self.keys.ids, rows.bases, rows.states, self.keys.used_1, new_1, self._first_key, self._scale,
-            K=self._width, Z=self._state_width, STRIDE=rows.stride, STATE_STRIDE=rows.state_stride,
-            SHIFT=rows.shift, WIDE=wide, DTYPE=kernel_type(rows.dtype), ROW=kernel_type(rows.row_dtype), BLOCK=block,
+    def _settle(self, keys: DeviceKeys, new: _New, rank_L: Tensor, slots_L: Tensor) -> None:
+        own = keys is self.keys
+        id_kernels.slots_of_new[grid(len(rank_L) if own else 1)](
+            new.seat_L, new.batch_5T, rank_L, keys.used_1, self._born, slots_L, len(rank_L), new.places, ROWS=own,
+            BLOCK=BLOCK,
         )  # fmt: skip
 
     # What checkpoints and reports ask for, as the CPU's table has it; all of it waits for the device.
@@ -410,9 +435,8 @@ class DeviceTable:
             gone_S |= torch.cat([~rows.any(1) for rows, _ in self.rows.pieces(0, used)])
         if settings.max_rows:
             scores = keys.counts if settings.budget_keeps == "frequent" else keys.last
-            ids, scores_S = keys.ids[:used].cpu().numpy(), scores[:used].cpu().numpy().view(np.uint32)
-            beyond = beyond_budget(scores_S, ids, ~gone_S.cpu().numpy(), settings.max_rows, total)
-            gone_S |= torch.from_numpy(beyond).to(self._device)
+            scores_S = scores[:used].long() & 0xFFFFFFFF
+            gone_S |= beyond_budget(scores_S, keys.ids[:used], ~gone_S, settings.max_rows, total)
         many = int(gone_S.sum())
         if many:
             self.rows.move(*keys.remove(gone_S))
@@ -439,13 +463,6 @@ class DeviceTable:
     def restore_candidates(self, ids: Array, tables: Array, counts: Array, last: Array) -> None:
         """Append ids of a checkpoint that wait, none of which is here yet."""
         self.waiting.append(ids, tables, counts, last)
-
-
-def kernel_type(dtype: torch.dtype) -> Any:
-    """Triton's name of a type."""
-    import triton.language as tl
-
-    return {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16}[dtype]
 
 
 def _longer(column: Tensor, room: int) -> Tensor:

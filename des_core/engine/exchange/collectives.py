@@ -17,7 +17,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -87,7 +87,9 @@ class Collectives:
         self.device = device
         self.ledger = Ledger()
         self.spent_s = 0.0
-        """Inside collectives, all told."""
+        """Inside collectives, all told, as the host sees it: on a GPU it does not wait for them."""
+        self.inside: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered around each collective."""
         backend = "nccl" if device.type == "cuda" else "gloo"
         # Silence is noticed by heartbeats, so a slow but living worker is never cut off.
         dist.init_process_group(backend, timeout=timedelta(hours=2))
@@ -137,7 +139,7 @@ class Collectives:
         to = [size * width for size in sizes]
         come = [size * width for size in receive]
         flat, here = sent.contiguous().view(torch.uint8), received.view(torch.uint8)
-        with _connected():
+        with _connected(), self.inside():
             if self.device.type == "cuda":
                 dist.all_to_all_single(here, flat, come, to)
             else:
@@ -169,7 +171,7 @@ class Collectives:
         flat = torch.cat([part.reshape(-1) for part in parts.values()])
         start = time.perf_counter()
         if self.workers > 1:
-            with _connected():
+            with _connected(), self.inside():
                 dist.all_reduce(flat)
         seconds = time.perf_counter() - start
         self.spent_s += seconds

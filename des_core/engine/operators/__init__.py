@@ -146,7 +146,10 @@ class Projection(nn.Module):
 
     def owned(self, fields_O: Tensor) -> Tensor:
         """The weights of owned fields and of dense inputs: ``[O k + M, P]``."""
-        flat = self.weight_FkP.index_select(0, fields_O).flatten(0, 1)
+        # Owning all of them needs no copy.
+        weight = self.weight_FkP
+        owned = weight if len(fields_O) == len(weight) else weight.index_select(0, fields_O)
+        flat = owned.flatten(0, 1)
         return flat if self.weight_MP is None else torch.cat([flat, self.weight_MP])
 
 

@@ -41,14 +41,15 @@ class FactorizationMachine(Operator):
         return torch.cat([self.partial_rest(shard), shard.sums_Bk], 1)
 
     def partial_rest(self, shard: Shard) -> Tensor:
-        return (shard.linear_B - 0.5 * shard.squares_B)[:, None]
+        return torch.add(shard.linear_B, shard.squares_B, alpha=-0.5)[:, None]
 
     def collect(self, vectors_BFk: Tensor, inputs_BM: Tensor, rest_BR: Tensor) -> Tensor:
         return torch.cat([rest_BR, vectors_BFk.sum(1)], 1)
 
     def finish(self, total_BP: Tensor) -> Tensor:
         """``[B, 1 + k] -> [B]``"""
-        return total_BP[:, 0] + 0.5 * total_BP[:, 1:].square().sum(1)
+        rest_B1, sums_Bk = total_BP.split([1, total_BP.shape[1] - 1], 1)
+        return torch.add(rest_B1.squeeze(1), sums_Bk.square().sum(1), alpha=0.5)
 
 
 def reference(x_BN: Tensor, w_N: Tensor, v_Nk: Tensor) -> Tensor:

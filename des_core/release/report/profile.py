@@ -45,7 +45,25 @@ def steps(training: dict[str, Any]) -> Markup:
         "Milliseconds by phase", "light bars run in the prefetch thread, under the others", picture(phases)
     )
     inside = parts.pair(drawn, parts.table("Phases of a step", columns, rows))
-    return parts.section("One step", parts.lead(told), inside)
+    return parts.section("One step", parts.lead(told + on_device(training, phases)), inside)
+
+
+def on_device(training: dict[str, Any], phases: dict[str, float]) -> str:
+    """What the device tells beside its phases; empty where it was not asked."""
+    told = training.get("device_profile")
+    if not told:
+        return ""
+    text = ""
+    if told["launches"] is not None:
+        text += f" {told['launches']:.0f} launches and {told['synchronisations']:.1f} synchronisations per step."
+    moving_ms = phases.get("gather", 0.0) + phases.get("update", 0.0)
+    if told["least_bytes"] and moving_ms:
+        speed = 1000 * told["least_bytes"] / moving_ms
+        text += (
+            f" Rows and their sums move at least {told['least_bytes'] / 1e6:,.1f} MB per step, in gather and update at "
+            f"{speed / 1e9:,.0f} GB/s, {100 * speed / told['copy_bytes_per_s']:.0f} % of what a copy reaches."
+        )
+    return text
 
 
 def picture(phases: dict[str, float]) -> Markup:

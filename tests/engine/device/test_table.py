@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from des_core.config import TableConfig
+from des_core.data.read.hashing import splitmix64
 from des_core.engine.weights import index
 from des_core.engine.weights.table import Table
 
@@ -35,19 +36,24 @@ def step(cpu: Table, device: Any, ids_L: Array, number: int, mine_L: Array | Non
     staged = cpu.stage(ids_U, piece_L[own][first_U].astype(np.uint16), counts_U, number)
     cpu.commit(staged)
     to = [torch.from_numpy(a).to(device.rows.device) for a in (ids_L, mine_L, piece_L)]
-    slots_L = device.look_up(to[0], to[1], to[2], torch.arange(TABLES, device=to[0].device), number)
-    record(device, slots_L, number)
+    slots_L = look_up(device, *to, number)
     expected = np.full(len(ids_L), -1)
     expected[own] = staged.slots_U[inverse]
     assert slots_L.tolist() == expected.tolist()
 
 
-def record(device: Any, slots_L: torch.Tensor, number: int) -> None:
-    """Count the lookups, as the step does by its sorted lookups."""
-    from des_core.engine.device.batch import segments_of
+def look_up(device: Any, ids_L: torch.Tensor, mine_L: torch.Tensor, piece_L: torch.Tensor, number: int) -> Any:
+    """Slots of a step's lookups, which are counted."""
+    from des_core.engine.device.batch import Places, control_of, segments_of
+    from des_core.engine.device.pooling import Pooled
 
-    segments = segments_of(slots_L)
-    segments.record(device.keys, number)
+    control = control_of(7, number).to(ids_L.device)
+    device.make_room(len(ids_L))
+    slots_L = device.look_up(ids_L, mine_L, piece_L, torch.arange(TABLES, device=ids_L.device), control)
+    device.ask_used()
+    pooled = Pooled(device.rows, device.keys.ids, slots_L, Places(len(ids_L), 1), False, False)
+    pooled.meet(segments_of(slots_L), device.keys.counts, device.keys.last, control, None)
+    return slots_L
 
 
 def assert_equal(cpu: Table, device: Any) -> None:
@@ -161,17 +167,12 @@ def test_a_checkpoint_goes_from_one_to_the_other_and_back(device: torch.device) 
 @pytest.mark.parametrize("admit_count", [1, 2])
 def test_a_batch_without_a_lookup_changes_nothing(device: torch.device, admit_count: int) -> None:
     """As where all lists of a batch are empty."""
-    from des_core.engine.device.batch import segments_of
-
     _, other = both(device, admit_count=admit_count)
     none = torch.zeros(0, dtype=torch.int64, device=device)
     for number, ids in enumerate((none, torch.arange(9, device=device), none), 1):
         mine = torch.ones(len(ids), dtype=torch.int8, device=device)
-        slots_L = other.look_up(ids, mine, ids % TABLES, torch.arange(TABLES, device=device), number)
-        assert len(slots_L) == len(ids)
-        segments = segments_of(slots_L)
-        segments.record(other.keys, number)
-        assert segments.sizes_2.tolist() == ([9, 9] if len(ids) and admit_count == 1 else [0, 0])
+        slots_L = look_up(other, ids, mine, ids % TABLES, number)
+        assert len(slots_L) == len(ids) and (slots_L >= 0).all() == (admit_count == 1 or not len(ids))
     assert other.used == (9 if admit_count == 1 else 0)
 
 
@@ -215,7 +216,7 @@ def test_a_table_that_grows_no_more_waits_for_nothing(
 
 def test_new_rows_always_have_room(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also while the host does not know yet how many came in the last batches."""
-    from des_core.engine.device.table import DeviceKeys
+    from des_core.engine.device.table import MAX_LOAD, DeviceKeys
 
     # No id is written here, and ids that are all the same take long to enter.
     monkeypatch.setattr(DeviceKeys, "rebuild", lambda keys: None)
@@ -225,7 +226,7 @@ def test_new_rows_always_have_room(device: torch.device, monkeypatch: pytest.Mon
         keys.make_room(170)
         keys.used_1 += 170
         assert 170 * number <= keys.bound <= len(keys.ids)
-        assert keys.bound <= index.MAX_LOAD * keys.capacity
+        assert keys.bound <= MAX_LOAD * keys.capacity
         keys.ask_used()
 
 
@@ -255,10 +256,55 @@ def test_more_rows_than_an_index_takes_are_refused(device: torch.device) -> None
 
 
 def test_hundred_million_rows_take_no_more_than_twelve_gigabytes() -> None:
+    """Also while the columns or the index grow, and with the room that growth leaves."""
     from des_core.engine.device.rows import DeviceRows
+    from des_core.engine.device.table import DeviceKeys, capacity_for
 
-    rows = DeviceRows(17, 2, torch.device("cpu"), torch.float32)
-    of_a_row = rows.stride * 4
-    columns = 8 + 4 + 4 + 4
-    entries = 8 * index.capacity_for(100_000_000) / 100_000_000
-    assert 1e8 * (of_a_row + columns + entries) <= 12.3e9
+    rows, most = DeviceRows(17, 2, torch.device("cpu"), torch.float32), 100_000_000
+    each = [column.element_size() for column in DeviceKeys(torch.device("cpu")).columns]
+    chunks = -(-most // (1 << rows.shift)) * (rows.slot_bytes << rows.shift)
+    # A batch of 65,536 samples of 26 fields has room ahead of it.
+    index = 8 * capacity_for(most + 4 * 26 * 65_536)
+    room = most * 9 / 8
+    assert chunks + index + room * sum(each) <= 11.2e9
+    # Columns grow one by one: the ids, the widest and first, are held twice for a moment.
+    assert chunks + index + room * each[0] + most * sum(each) <= 11.9e9
+
+
+def test_ids_with_equal_low_halves_do_not_meet(device: torch.device) -> None:
+    """Nor do ids in steps of any power of two: searches stay as short as for ids drawn at random."""
+    from des_core.engine.device.table import DeviceKeys
+
+    many = 1000
+    numbers = np.arange(many, dtype=np.int64)
+    for ids in (numbers << 32, numbers << 40, numbers * 64, -numbers):
+        keys = DeviceKeys(device)
+        keys.append(ids, np.zeros(many, np.uint16), np.zeros(many, np.uint32), np.zeros(many, np.uint32))
+        entries = keys.entries[: keys.capacity].cpu().numpy()
+        slots = torch.arange(many, device=device)
+        homes = np.array([int(splitmix64(np.uint64(word))) % keys.capacity for word in ids.view(np.uint64)])
+        place = np.empty(many, np.int64)
+        taken = np.flatnonzero(entries)
+        place[(entries[taken] & 0xFFFFFFFF) - 1] = taken
+        walked = (place - homes) % keys.capacity
+        assert walked.max() < 100 and walked.mean() < 4
+        found = keys.find(keys.ids[:many], torch.ones(many, dtype=torch.int8, device=device))
+        assert torch.equal(found.long(), slots)
+
+
+def test_an_index_that_finds_no_memory_says_what_would_fit(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from des_core.engine.device import table
+    from des_core.errors import UserError
+
+    def full(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    for what in ("_longer", "_new_entries"):
+        keys = table.DeviceKeys(device)
+        target = table if what == "_longer" else table.DeviceKeys
+        with monkeypatch.context() as patch:
+            patch.setattr(target, what, full)
+            with pytest.raises(UserError, match=r"index and the counters of 40,000 rows need .*table.max_rows .*GPUs"):
+                keys.make_room(10_000)

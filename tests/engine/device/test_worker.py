@@ -60,10 +60,14 @@ def test_the_same_model_and_the_same_rows(
     np.testing.assert_allclose(got["logits"], expected["logits"], rtol=1e-9, atol=1e-9)
 
 
-def test_two_workers_are_one(group: Callable[[int], Group], on: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("sections", [{}, {"model": {"name": "fm"}, "train": {"upper": "replicated"}}], ids=str)
+def test_two_workers_are_one(
+    group: Callable[[int], Group], on: dict[str, Any], tmp_path: Path, sections: dict[str, Any]
+) -> None:
     if on["device"] == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    one, two = (train(group(n), tmp_path / str(n), on) for n in (1, 2))
+    sections = {"train": {"max_steps": 2}} | sections
+    one, two = (train(group(n), tmp_path / str(n), on, **sections) for n in (1, 2))
     np.testing.assert_allclose(two["logits"], one["logits"], rtol=1e-9, atol=1e-9)
 
 
@@ -89,9 +93,19 @@ def test_what_the_kernels_need_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert support.why_not(torch.device("cpu")) == "Triton is not installed"
 
 
-def test_the_exchange_of_rows_is_refused(group: Callable[[int], Group], on: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match=r"train.exchange = 'rows' needs train.kernels = 'torch'"):
-        train(group(1), tmp_path, on, train={"exchange": "rows"})
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_rows_travel_to_homes(group: Callable[[int], Group], on: dict[str, Any], tmp_path: Path, workers: int) -> None:
+    """With the exchange of rows any number of workers trains the model that one does on the CPU."""
+    if on["device"] == "cuda" and torch.cuda.device_count() < workers:
+        pytest.skip("needs more GPUs")
+    settings = {"exchange": "rows", "max_steps": 2}
+    sections = {"optimizer": {"rows": ADAMW}, "table": {"admit_count": 2}}
+    expected = train(group(1), tmp_path / "cpu", {}, train={"max_steps": 2}, **sections)
+    got = train(group(workers), tmp_path / "device", on, train=settings, **sections)
+    for key, row in got["table"].items():
+        np.testing.assert_allclose(expected["table"][key], row, rtol=1e-9, atol=1e-11)
+    assert len(got["table"]) > 5
+    np.testing.assert_allclose(got["logits"], expected["logits"], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("steps", [2, 4])
