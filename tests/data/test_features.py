@@ -546,16 +546,18 @@ def test_criteo_needs_no_fields(shared_data: Path, tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_log(tmp_path: Path, make: Make) -> None:
     script = """
 import sys, pyarrow as pa
+from des_core import cpus
 from des_core.config import parse_config
 from des_core.data.read import blocks
-from des_core.data.store import encoded, runs, sorting
+from des_core.data.store import encoded, merging, sorting
 from des_core.data.store.features import ingest
-blocks.BLOCK_BYTES, sorting.RUN_BYTES, sorting.MERGE_ROWS = 1 << 18, 4 << 20, 512
+blocks.BLOCK_BYTES, encoded.RUN_BYTES, merging.FILE_BYTES, sorting.SLICE_ROWS = 1 << 18, 1 << 20, 1 << 20, 4096
+cpus.cpu_quota = lambda: 1
 ingest(parse_config(sys.argv[1]))
 print(pa.default_memory_pool().max_memory())
 """
     peaks = []
-    for rows in (50_000, 400_000):
+    for rows in (70_000, 300_000):
         write_log(tmp_path / f"{rows}.csv", rows)
         config = make(path=f"{rows}.csv").model_dump_json()
         command = [sys.executable, "-c", script, config]

@@ -1,6 +1,6 @@
 """Pieces: what one task encodes. Plans them for a job's files, in the files' order.
 
-A piece is about PIECE_BYTES of raw logs: a span of a large file, or several small files. Counting the records of spans
+A piece is up to PIECE_BYTES of raw logs: a span of a large file, or several small files. Counting the records of spans
 is a task for each; a span's first record is then known from the spans before it.
 """
 
@@ -21,6 +21,11 @@ from des_core.data.store import tasks
 from des_core.errors import UnusableLogsError
 
 PIECE_BYTES = 256 << 20
+"""The largest piece that can still be cut."""
+
+WORTH_BYTES, LEAST_BYTES, PIECES = 128 << 20, 32 << 20, 64
+"""Logs that one task reads at once are done before other processes have begun; larger ones give so many pieces, so that
+tasks end together, but none smaller than ``LEAST_BYTES``."""
 
 
 class Plan(Record):
@@ -89,7 +94,9 @@ def spans_of_files(source: SourceConfig, paths: Sequence[str], run: tasks.Run) -
     Raises:
         DataError: a file is missing, broken, or its first line names no columns.
     """
-    found = [_spans(source, path) for path in paths]
+    sizes = [size_of(path) for path in paths]
+    most = piece_bytes(sum(sizes))
+    found = [_spans(source, path, size, most) for path, size in zip(paths, sizes, strict=True)]
     if source.format == "parquet":
         return found
     heads = {place: _headed(source, spans) for place, spans in enumerate(found) if len(spans) > 1}
@@ -100,13 +107,17 @@ def spans_of_files(source: SourceConfig, paths: Sequence[str], run: tasks.Run) -
     return found
 
 
-def _spans(source: SourceConfig, path: str) -> list[Span]:
-    size = size_of(path)
-    if size > PIECE_BYTES:
+def piece_bytes(size: int) -> int:
+    """Bytes of a piece of logs of that size."""
+    return min(max(size // PIECES, LEAST_BYTES) if size > WORTH_BYTES else WORTH_BYTES, PIECE_BYTES)
+
+
+def _spans(source: SourceConfig, path: str, size: int, most: int) -> list[Span]:
+    if size > most:
         if source.format == "parquet":
-            return spans_of_parquet(path, PIECE_BYTES)
+            return spans_of_parquet(path, most)
         if is_divisible(path, source.encoding):
-            return spans_of_text(path, PIECE_BYTES)
+            return spans_of_text(path, most)
     return [Span(path=path, bytes=size)]
 
 
@@ -158,14 +169,15 @@ def _numbered(source: SourceConfig, spans: Sequence[Span], counts: Sequence[Coun
 
 
 def pieces_of_spans(spans: Sequence[Sequence[Span]], digests: Sequence[str]) -> list[Piece]:
-    """Neighbouring spans together, up to PIECE_BYTES; a file in several spans shares its pieces with no other."""
+    """Neighbouring spans together, up to a piece; a file in several spans shares its pieces with no other."""
+    most = piece_bytes(sum(span.bytes for of_file in spans for span in of_file))
     held: list[list[tuple[int, Span]]] = []
     room = 0
     for number, of_file in enumerate(spans):
         for span in of_file:
             if not held or len(of_file) > 1 or span.bytes > room:
                 held.append([])
-                room = PIECE_BYTES
+                room = most
             held[-1].append((number, span))
             room = room - span.bytes if len(of_file) == 1 else 0
     return [

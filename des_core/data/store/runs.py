@@ -60,8 +60,8 @@ def _batches(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         whole = table.num_rows - table.num_rows % RUN_ROWS
         if whole:
             yield table.slice(0, whole)
-        rest = table.slice(whole)
-    if rest is not None and rest.num_rows:
+        rest = table.slice(whole) if whole < table.num_rows else None
+    if rest is not None:
         yield rest
 
 
