@@ -12,5 +12,6 @@ from des_core.engine.operators.attention import FieldAttention
 def build(config: ModelConfig, fields: Sequence[str], inputs: int) -> Model:
     """The model."""
     layers, heads, width = config.attention_layers, config.attention_heads, config.attention_width
-    attention = FieldAttention(len(fields), config.factors, inputs, layers, heads, width, start=config.init)
-    return Model({"attention": attention}, config.factors)
+    return Model(
+        {"attention": FieldAttention(len(fields), config.factors, inputs, layers, heads, width)}, config.factors
+    )

@@ -5,11 +5,6 @@
 A dense input is one more field, its vector the input times a learned one. No sum over fields: all vectors of
 a sample must be in one place.
 
-Field vectors start small, with standard deviation ``start``, and so does what each layer makes of them: the loss would
-stay that of no interaction until the vectors have grown. So residuals start as orthogonal maps, and they and the
-values start^(-1/2L) times as large, which makes the last layer's numbers about the square root of ``start``. Queries
-and keys are left: their products start near zero, attention even.
-
 Source: Song et al., "AutoInt: Automatic Feature Interaction Learning via Self-Attentive Neural Networks", CIKM 2019.
 Dims: B samples, F fields, M dense inputs, V = F + M vectors, k factors, H heads, a numbers per head.
 """
@@ -29,26 +24,17 @@ class FieldAttention(Operator):
     Args:
         fields, factors, inputs: F, k and M.
         layers, heads, width: attention layers, heads of each, numbers per head.
-        start: standard deviation of the field vectors' first values.
     """
 
     kinds = ("gather",)
 
-    def __init__(
-        self, fields: int, factors: int, inputs: int, layers: int, heads: int, width: int, start: float = 1.0
-    ) -> None:
+    def __init__(self, fields: int, factors: int, inputs: int, layers: int, heads: int, width: int) -> None:
         super().__init__()
         self._heads = heads
         self.inputs_Mk = nn.Parameter(torch.randn(inputs, factors) * factors**-0.5) if inputs else None
         below = [factors] + [heads * width] * (layers - 1)
         # Queries, keys, values and the residual of a layer are one product.
-        products = [nn.Linear(size, 4 * heads * width, bias=False) for size in below]
-        gain = start ** (-0.5 / layers) if 0 < start < 1 else 1.0
-        with torch.no_grad():
-            for product in products:
-                nn.init.orthogonal_(product.weight[3 * heads * width :])
-                product.weight[2 * heads * width :] *= gain
-        self.layers = nn.ModuleList(products)
+        self.layers = nn.ModuleList(nn.Linear(size, 4 * heads * width, bias=False) for size in below)
         self.width = (fields + inputs) * heads * width
         self.output = nn.Linear(self.width, 1, bias=False)
 
