@@ -37,6 +37,8 @@ root = "{bucket}/des"
 [registry]
 embed_limit = 0
 [gate]
+# 150 rows judge: chance alone moves their AUC by 0.05.
+min_auc = 0.3
 max_auc_drop = 0.5
 max_ne = 10
 """
