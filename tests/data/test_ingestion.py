@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from des_core import cpus, storage
+from des_core import cpus, processes, storage
 from des_core.config import Config, parse_config
 from des_core.contracts import ROW, ROW_GROUP, TIME, Dataset
 from des_core.data.feed.batches import Stream
@@ -327,3 +327,11 @@ def test_a_part_of_several_files_is_one_order(tmp_path: Path, monkeypatch: pytes
     assert pa.concat_tables(one.batches(10_000, cursor=70_001))[ROW].to_pylist() == whole[70_001:]
     manifest = json.loads(Path(reference.uri).read_text())
     assert manifest["stats"]["user"]["cardinality"] == 9
+
+
+def test_no_more_processes_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpus, "cpu_quota", lambda: 8)
+    monkeypatch.setattr(processes, "memory_bytes", lambda: 1.9 * engine_local.PROCESS_BYTES)
+    with engine_local.tasks() as run:
+        found = list(run(lambda _: os.getpid(), range(3)))
+    assert {outcome.value for _, outcome in found} == {os.getpid()}
