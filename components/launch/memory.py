@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 from des_core.config import LAUNCHER_BYTES, Config, worker_limit
 from des_core.contracts import Dataset, deep_names
 from des_core.log import byte_text
+from des_core.processes import memory_bytes
 from des_core.run import Run
 
 MARGIN = 0.25
@@ -79,20 +79,3 @@ def _is_plenty(config: Config, dataset: Dataset, limit_bytes: float) -> bool:
     layers = 8 * sum(config.model.hidden) * (len(dataset.row_fields) * config.model.factors + sum(config.model.hidden))
     whole = 2 * rows * row_bytes + config.train.batch * (lookups + 1) * (256 + row_bytes) + 12 * layers
     return PLENTY_BYTES + 2 * whole < limit_bytes
-
-
-def memory_bytes(cgroups: str = "/sys/fs/cgroup", meminfo: str = "/proc/meminfo") -> float:
-    """Bytes that this process and its children may use: the machine's, or the control group's where that is less."""
-    total = next(
-        (float(line.split()[1]) * 1024 for line in _text(meminfo).splitlines() if line.startswith("MemTotal:")),
-        math.inf,
-    )
-    limits = (_text(f"{cgroups}/memory.max"), _text(f"{cgroups}/memory/memory.limit_in_bytes"))
-    return min([total, *(float(limit) for limit in limits if limit.strip().isdecimal())])
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""

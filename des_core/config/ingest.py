@@ -14,9 +14,9 @@ class IngestConfig(Section):
 
     engine: Literal["local", "ray"] = Field(
         "local",
-        description="local: processes of this machine, one for each CPU that may be used; ray: tasks of the Ray "
-        "cluster that RAY_ADDRESS names (pip install 'des-core[ray]'), whose machines all reach storage.root and the "
-        "logs; on Kubernetes (cluster.backend = pytorchjob) it is a RayJob of its own.",
+        description="local: processes of this machine, as many as there are CPUs and GiB of memory that may be used; "
+        "ray: tasks of the Ray cluster that RAY_ADDRESS names (pip install 'des-core[ray]'), whose machines all reach "
+        "storage.root and the logs; on Kubernetes (cluster.backend = pytorchjob) it is a RayJob of its own.",
     )
     workers: int = Field(2, ge=1, description="ray on Kubernetes: worker pods, beside the head.")
     cpus: int = Field(2, ge=1, description="ray on Kubernetes: CPUs of each pod.")

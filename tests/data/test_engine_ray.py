@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -66,6 +67,7 @@ def test_a_machine_that_dies_changes_nothing(
     monkeypatch.setattr(pieces, "PIECE_BYTES", 1)
     config = config_of(f"{bucket}/many", f"{bucket}/logs/*.csv", "ray")
     victim = cluster.add_node(num_cpus=2)
+    ended = signal.getsignal(signal.SIGTERM)
     killed = []
 
     def kill() -> None:
@@ -81,6 +83,7 @@ def test_a_machine_that_dies_changes_nothing(
     thread.join(30)
     assert killed
     assert tree(f"{bucket}/many") == tree(f"{bucket}/one")
+    assert signal.getsignal(signal.SIGTERM) is ended
 
 
 @pytest.mark.skipif(HAS_RAY, reason="Ray is installed")

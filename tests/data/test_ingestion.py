@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from des_core import cpus, storage
+from des_core import cpus, processes, storage
 from des_core.config import Config, parse_config
 from des_core.contracts import ROW, ROW_GROUP, TIME, Dataset
 from des_core.data.feed.batches import Stream
@@ -327,3 +327,45 @@ def test_a_part_of_several_files_is_one_order(tmp_path: Path, monkeypatch: pytes
     assert pa.concat_tables(one.batches(10_000, cursor=70_001))[ROW].to_pylist() == whole[70_001:]
     manifest = json.loads(Path(reference.uri).read_text())
     assert manifest["stats"]["user"]["cardinality"] == 9
+
+
+def test_no_more_processes_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpus, "cpu_quota", lambda: 8)
+    monkeypatch.setattr(processes, "memory_bytes", lambda: 1.9 * engine_local.PROCESS_BYTES)
+    with engine_local.tasks() as run:
+        found = list(run(lambda _: os.getpid(), range(3)))
+    assert {outcome.value for _, outcome in found} == {os.getpid()}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("quoting", ["minimal", "none"])
+def test_any_cut_of_a_text_gives_the_same_records(
+    tmp_path: Path, small: pytest.MonkeyPatch, end: str, quoting: str
+) -> None:
+    """Whatever ends a line, where quotes are closed or not, with a mark of UTF-8 or without."""
+    for seed in range(6):
+        draw = random.Random(seed)
+        lines = [
+            draw.choice(
+                ["u,1,a", "u,1", "", '"u,1', 'u,x"', f'"u,{end}""x",2,a', '"u\n",3,a', '"u\r\r",4,a', "u,\xff,a"]
+            )
+            for _ in range(150)
+        ]
+        data = end.join(["user,price,label", *lines]) + draw.choice(["", end, '"', "\r"])
+        path = tmp_path / f"{seed}.csv"
+        path.write_bytes(b"\xef\xbb\xbf" * (seed % 2) + data.encode("latin-1"))
+        source = config_of(tmp_path, source={"path": str(path), "quoting": quoting, "time": "", "group": ""}).source
+        for block, piece in ((100, 300), (37, 40)):
+            small.setattr(blocks, "BLOCK_BYTES", block)
+            small.setattr(blocks, "LONGEST_VALUE", draw.choice([20, 60, 400]))
+            cut(small, piece)
+            with engine_local.tasks() as run:
+                (found,) = pieces.spans_of_files(source, [str(path)], run)
+            assert len(found) > 2
+            whole, parted = (
+                list(sources.read(source, each, [], False, more=["user", "price"]))
+                for each in ([spans.Span(path=str(path))], found)
+            )
+            assert [(c.rows_R.tolist(), c.lines_R.tolist(), c.bad, c.read, c.records) for c in parted] == [
+                (c.rows_R.tolist(), c.lines_R.tolist(), c.bad, c.read, c.records) for c in whole
+            ]

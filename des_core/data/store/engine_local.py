@@ -1,7 +1,7 @@
-"""Tasks in processes of this machine: one for each CPU that may be used, each with one thread, begun when needed.
+"""Tasks in processes of this machine, each with one thread: as many as there are CPUs, and memory for.
 
-A single item runs in the calling process. Processes are spawned, take one item after the other, and end with the one
-that began them, however that ends.
+A single item, or all of them where there is room for one process, is run in the calling one. Processes are spawned when
+they are needed, take one item after the other, and end with the one that began them, however that ends.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from des_core import cpus
+from des_core import cpus, processes
 from des_core.data.store.tasks import Outcome, Run, attempt
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+PROCESS_BYTES = 1 << 30
+"""Memory of a process: a run or a file is sorted in it, and compiled code and buffers are beside."""
 
 
 class _Worker:
@@ -58,7 +61,7 @@ def tasks() -> Iterator[Run]:
     workers: list[_Worker] = []
 
     def run(call: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Outcome]]:
-        count = min(cpus.cpu_quota(), len(items))
+        count = min(cpus.cpu_quota(), int(processes.memory_bytes() // PROCESS_BYTES), len(items))
         if count < 2:
             yield from ((place, attempt(call, item)) for place, item in enumerate(items))
             return

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,7 +45,11 @@ def tasks(root: str) -> Iterator[Run]:
         ) from None
     ours = not ray.is_initialized()
     if ours:
+        ended = signal.getsignal(signal.SIGTERM)
         _connect(ray)
+        if threading.current_thread() is threading.main_thread():
+            # Ray takes the signal for itself, and keeps it when it is shut down.
+            signal.signal(signal.SIGTERM, ended)
 
     def run(call: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Outcome]]:
         task = ray.remote(_attempt).options(num_cpus=1, max_retries=0)
