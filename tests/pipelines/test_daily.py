@@ -400,7 +400,7 @@ def test_a_lease_ends_with_its_holder(week: Week, monkeypatch: pytest.MonkeyPatc
 
 MEASURED = (
     *("seconds", "samples_per_s", "peak_rss_mb", "memory", "evaluate_memory", "exchange", "profile", "ms_per_step"),
-    *("inputs", "checkpoint", "reference", "table", "training_sha256", "new_rows"),
+    *("inputs", "checkpoint", "checkpoints", "reference", "table", "training_sha256", "new_rows"),
 )
 """What a clock or this machine decides, references of files that hold such or lie elsewhere, and the table's growth,
 which may know the next batch already."""

@@ -236,6 +236,8 @@ def heartbeat(lost: Callable[[int, float], None]) -> Iterator[None]:
         wait_for_workers=False,
         timeout=timedelta(seconds=SILENCE_S),
     )
+    # Whoever has begun to work has beaten once: a worker without a beat is waited for as one that is still starting.
+    store.add(f"des/beat/{rank}", 1)
     ended = threading.Event()
     # What the store last said, and when: its own time limit does not hold where its process is frozen.
     answered = [time.monotonic()]

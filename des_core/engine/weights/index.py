@@ -98,7 +98,7 @@ class Keys:
     def insert(self, ids: Array, tables: Array, counts: Array | int = 0, last: Array | int = 0) -> Array:
         """New slots of ids, none of which is here yet."""
         start, stop = self.used, self.used + len(ids)
-        capacity_for(stop)
+        capacity_for(stop, MOST_SLOTS)
         for column, values in zip(self._columns, (ids, tables, counts, last), strict=True):
             column.grow(stop)
             column.array[start:stop] = values
