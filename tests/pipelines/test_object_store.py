@@ -69,6 +69,6 @@ def test_two_days_on_s3(bucket: str, tmp_path: Path) -> None:
     assert parent is not None and parent.version == "2" and parent.checkpoint.startswith("checkpoints/")
     assert {"checkpoints", "days", "features", "runs", "report.html"} <= set(storage.list_folder(f"{bucket}/des"))
     local = {path.name for path in (tmp_path / "runs").iterdir()}
-    assert local <= {"mlflow.db", "artifacts", "train.log", "evaluate.log"}, local
+    assert local <= {"mlflow.db", "artifacts", "score.log", "train.log", "evaluate.log"}, local
     again = finished.finished_run(config, DAYS[1])
     assert again is not None and again.key == second.key
