@@ -59,12 +59,14 @@ class Cleanup:
 
 
 def plan(config: Config) -> Cleanup:
-    """What the present [retention] does not keep; nothing is deleted.
+    """What the present [retention] does not keep, nothing where it sets no limit; nothing is deleted.
 
     Raises:
         DesError: the registry or the storage does not answer; nobody can know then what is referred to.
     """
     limits = config.retention
+    if not (limits.days or limits.versions):
+        return Cleanup((), ())
     versions = registry.versions(config)
     newest = limits.versions or len(versions)
     kept = [one for place, one in enumerate(versions) if one.aliases or place < newest]
@@ -96,8 +98,6 @@ def apply(config: Config, cleanup: Cleanup) -> None:
 
 def after_run(config: Config) -> None:
     """Delete what a run made superfluous; a failure is said and costs the run nothing."""
-    if not (config.retention.days or config.retention.versions):
-        return
     try:
         apply(config, plan(config))
     except (DesError, OSError) as error:

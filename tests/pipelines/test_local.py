@@ -204,6 +204,32 @@ def test_one_command_ends_with_a_registered_champion(folder: Path, first: Ended)
     assert "Warning" not in first.error
 
 
+def test_its_checkpoints_are_listed_verified_compacted_and_exported(
+    folder: Path, first: Ended, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert first.code == 0, first.error
+    words = ("-c", "small.toml")
+    listed = des_here(folder, capfd, "checkpoint", "list", *words).answer["checkpoints"]
+    name, rows = listed[-1]["checkpoint"], listed[-1]["rows"]
+    assert rows > 50 and name.split("/")[0] == first.answer["run_key"][:12]
+    shown = des_here(folder, capfd, "checkpoint", "show", name, *words).answer
+    assert sum(layer["rows"] for layer in shown["layers"]) == rows
+    assert des_here(folder, capfd, "checkpoint", "verify", *words).answer["blocks"] > 4
+    for command in ("compact", "convert"):
+        # It is whole, and of the present form: nothing is left to do.
+        assert des_here(folder, capfd, "checkpoint", command, name, *words).answer["reference"] == shown["reference"]
+    exported = des_here(folder, capfd, "checkpoint", "export", "-o", "exported", *words).answer["rows"]
+    assert sum(exported.values()) == rows and (folder / "exported" / "user.parquet").exists()
+    unknown = des_here(folder, capfd, "checkpoint", "verify", "no/such", *words)
+    assert unknown.code == 2 and unknown.answer["code"] == "checkpoint" and "no/such" in unknown.error
+    cleaned = des_here(folder, capfd, "clean", "--dry-run", *words).answer
+    assert cleaned["folders"] == [] and not cleaned["deleted"], "without limits all stays"
+    limited = des_here(folder, capfd, "clean", "--dry-run", "--set", "retention.versions=1", *words).answer
+    # The last epoch was not the best one: no version names its weights.
+    assert [one["kind"] for one in limited["folders"]] in ([], ["checkpoint"])
+    assert des_here(folder, capfd, "checkpoint", "verify", *words).code == 0, "nothing has gone"
+
+
 def test_a_webhooks_token_is_used_and_written_nowhere(
     folder: Path, first: Ended, webhook: tuple[str, list[str]], temporary: Path
 ) -> None:
