@@ -307,12 +307,16 @@ class _Save(threading.Thread):
         reference = manifest.write(storage.join(self.folder, "manifest.json"))
         run_folder = manifests.run_folder(reference)
         Last(checkpoint=str(reference)).write(storage.join(run_folder, "last.json"))
-        for worker in range(self._workers):
-            storage.delete(self._marker(worker))
-        manifests.prune(run_folder, self.keep)
+        # From here on the checkpoint counts: what may go wrong below costs only room.
+        self.manifest = reference
         kind: dict[str, Any] = {"delta_of": self._base[1].step} if self._base else {}
         log.emit("checkpoint", step=layer.step, **kind, rows=layer.rows, mb=round(layer.size / 1e6, 1))
-        self.manifest = reference
+        try:
+            for worker in range(self._workers):
+                storage.delete(self._marker(worker))
+            manifests.prune(run_folder, self.keep)
+        except (DesError, OSError) as error:
+            log.emit("not_pruned", folder=run_folder, why=" ".join(str(error).split()))
 
     def _part_of(self, worker: int) -> Written:
         """What a worker wrote, as soon as it has."""

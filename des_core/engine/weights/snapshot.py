@@ -132,7 +132,10 @@ class Snapshot:
                     yield self._take(first, turn[piece], ids[turn[piece]])
         finally:
             self.done.set()
+            # The table keeps the snapshot until the next one.
             self._copies = Memory(self._dtype)
+            self._order = self._counts = self._last = np.empty(0, np.uint32)
+            self._place = np.empty(0, np.int32)
 
     def _take(self, first: int, turn: Array, ids: Array) -> BlockRows:
         places = first + turn

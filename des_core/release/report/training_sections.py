@@ -169,10 +169,10 @@ def tables(report: Document) -> Markup:
     saved = report.get("checkpoints")
     if saved:
         facts += [
-            ("checkpoints", f"{saved['saves']:,.0f}"),
-            ("written to them", byte_text(saved["written_bytes"])),
-            ("read from one", byte_text(saved["read_bytes"])),
-            ("training paused for them", f"{saved['pause_s']:.2f} s of {saved['write_s']:.2f}"),
+            ("checkpoints written", f"{saved['saves']:,.0f}"),
+            ("bytes written to checkpoints", byte_text(saved["written_bytes"])),
+            ("bytes read from a checkpoint", byte_text(saved["read_bytes"])),
+            ("training paused to write them", f"{saved['pause_s']:.2f} s of {saved['write_s']:.2f}"),
         ]
     return parts.section("Tables", parts.facts(facts))
 
